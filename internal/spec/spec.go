@@ -1,0 +1,188 @@
+// Package spec holds Keelson's nouns as plain data, and their validation: cluster,
+// node, pool, volume, replica and join token, as they are kept in the metadata and
+// shown by the API. It imports nothing of Keelson's but package block, does no I/O, and owns no
+// goroutine. Sizes are bytes, times are UTC.
+package spec
+
+import "time"
+
+// Cluster describes the cluster as a whole.
+type Cluster struct {
+	ID      string    `json:"id"` // 16 hex digits
+	Name    string    `json:"name"`
+	Created time.Time `json:"created"`
+	// Settings can be changed while the cluster runs.
+	Settings Settings `json:"settings"`
+}
+
+// Settings are the cluster-wide knobs. DefaultSettings has the defaults.
+type Settings struct {
+	// RebuildAfter is how long a replica's node may stay away before the replica is
+	// rebuilt elsewhere.
+	RebuildAfter time.Duration `json:"rebuildAfter"`
+	// RebuildBandwidth limits resync and rebuild of each volume, in bytes a second.
+	RebuildBandwidth int64 `json:"rebuildBandwidth"`
+	// Overcommit limits the sum of the volumes' sizes in a pool to this multiple of
+	// the pool's capacity.
+	Overcommit float64 `json:"overcommit"`
+}
+
+// Role is what a node does.
+type Role string
+
+// The roles of a node; a node has one or both.
+const (
+	RoleMetadata Role = "metadata"
+	RoleStorage  Role = "storage"
+)
+
+// Node is a machine of the cluster. Whether it is alive isn't kept here: it holds a
+// lease while it is.
+type Node struct {
+	Name   string            `json:"name"` // DNS label, unique
+	ID     string            `json:"id"`   // 16 hex digits, made once by the node
+	Roles  []Role            `json:"roles"`
+	Zone   string            `json:"zone,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
+	// APIAddr and EngineAddr are host:port where other nodes reach it.
+	APIAddr    string    `json:"apiAddr"`
+	EngineAddr string    `json:"engineAddr"`
+	Shards     int       `json:"shards"` // event loops of its engine
+	Cordoned   bool      `json:"cordoned,omitempty"`
+	Joined     time.Time `json:"joined"`
+	Version    string    `json:"version"`
+}
+
+// Media is what a pool's device is made of.
+type Media string
+
+// The kinds of media.
+const (
+	MediaNVMe Media = "nvme"
+	MediaSSD  Media = "ssd"
+	MediaHDD  Media = "hdd"
+)
+
+// Pool is an XFS file system on one device or file of a node that holds replicas.
+type Pool struct {
+	ID     string            `json:"id"` // 16 hex digits; also in a file at the pool's root
+	Node   string            `json:"node"`
+	Device string            `json:"device,omitempty"` // block device, or
+	File   string            `json:"file,omitempty"`   // the file behind a loop device
+	Media  Media             `json:"media"`
+	Labels map[string]string `json:"labels,omitempty"`
+	// Capacity is the size of the file system; Reserve of it is never given to
+	// volumes. How much is used is asked of the node.
+	Capacity int64     `json:"capacity"`
+	Reserve  int64     `json:"reserve"`
+	Created  time.Time `json:"created"`
+}
+
+// Volume is a virtual disk: what was asked for, and the state that the replication
+// protocol keeps in the metadata. Every change of it is one transaction that compares
+// the revision it was decided on.
+type Volume struct {
+	ID   string `json:"id"`   // 16 hex digits
+	Name string `json:"name"` // DNS label, unique
+	Size int64  `json:"size"`
+	// Replicas is how many copies there shall be of each column.
+	Replicas int `json:"replicas"`
+	// Columns is the number of stripes, ≥ 1. Every column is a replica set.
+	Columns      int               `json:"columns"`
+	ZoneSpread   bool              `json:"zoneSpread,omitempty"` // copies must be in different zones
+	NodeSelector map[string]string `json:"nodeSelector,omitempty"`
+	Media        Media             `json:"media,omitempty"` // "" is any
+	Created      time.Time         `json:"created"`
+	// Deleting is set when the volume is on its way out: its replicas are being removed.
+	Deleting bool `json:"deleting,omitempty"`
+
+	State State `json:"state"`
+}
+
+// State is a volume's attachment and its members.
+type State struct {
+	// Term is the number of the current, or last, attachment. Strictly increasing.
+	Term uint64 `json:"term"`
+	// Node is where the volume is attached; "" when it is detached, which is only
+	// set once everything was made durable on all in-sync members.
+	Node string `json:"node,omitempty"`
+	// Frontend is how the node shows it: "fuse" or "nbd"; "none" for an attachment that
+	// only serves a rebuild, and that gives way to any other.
+	Frontend string `json:"frontend,omitempty"`
+	// Fenced is the highest term that every in-sync member has made durable. Invariant: Fenced ≤ Term.
+	Fenced uint64 `json:"fenced"`
+	// Columns has one replica set for each column.
+	Columns []Column `json:"columns"`
+}
+
+// Column is one replica set.
+type Column struct {
+	Members []Member `json:"members"`
+}
+
+// MemberState is how far a replica can be relied on.
+type MemberState string
+
+// The states of a member.
+const (
+	// InSync: the replica holds every acknowledged write. Only such a one serves.
+	InSync MemberState = "InSync"
+	// Syncing: it receives writes, and is being brought up to date.
+	Syncing MemberState = "Syncing"
+	// Stale: it may miss writes.
+	Stale MemberState = "Stale"
+)
+
+// Member is a replica as its column knows it.
+type Member struct {
+	Replica string      `json:"replica"` // 16 hex digits, unique for all time
+	Node    string      `json:"node"`
+	Pool    string      `json:"pool"`
+	State   MemberState `json:"state"`
+	// Run is the boot of the member's machine in which it holds every acknowledged
+	// write, also those that no flush followed. "" means that all was flushed: any run will do.
+	Run string `json:"run,omitempty"`
+	// Since is when State last changed.
+	Since time.Time `json:"since"`
+	// Reason says why placement put the replica here.
+	Reason string `json:"reason"`
+	// Removing marks a member that is to be dropped once the others are in sync.
+	Removing bool `json:"removing,omitempty"`
+}
+
+// Token lets a machine join the cluster. The secret itself is never stored.
+type Token struct {
+	ID         string    `json:"id"`
+	SecretHash string    `json:"secretHash"` // SHA-256, hex
+	Roles      []Role    `json:"roles"`
+	Created    time.Time `json:"created"`
+	Expires    time.Time `json:"expires"`
+}
+
+// DefaultSettings are the settings of a new cluster.
+func DefaultSettings() Settings {
+	return Settings{
+		RebuildAfter:     10 * time.Minute,
+		RebuildBandwidth: 200 << 20,
+		Overcommit:       10,
+	}
+}
+
+// Defaults and limits of the nouns.
+const (
+	DefaultReplicas = 2
+	MaxReplicas     = 5
+	MaxColumns      = 16
+	MinVolumeSize   = 4 << 20
+	MaxVolumeSize   = 64 << 40
+	// StripeUnit is how many bytes of a volume with several columns go to one column
+	// before the next one's turn.
+	StripeUnit = 1 << 20
+)
+
+// Frontends of an attachment.
+const (
+	FrontendFUSE = "fuse"
+	FrontendNBD  = "nbd"
+	FrontendNone = "none"
+)

@@ -1,0 +1,191 @@
+// Package wire is the protocol between engines: what a coordinator asks of a member
+// (Request), and the frames that carry it to another node. The replica and the
+// coordinator both speak in Requests, whether they sit in one engine or not; the
+// frame codec is used only between nodes. Frames are described byte by byte in
+// docs/format/wire.md.
+//
+// The package is pure: it encodes and decodes memory, does no I/O and owns no
+// goroutine.
+package wire
+
+import (
+	"fmt"
+	"time"
+)
+
+// Kind says what a Request asks.
+type Kind uint8
+
+// What a coordinator can ask of a member. All but KindFence are refused with
+// StatusFenced when Term is below the member's fence, and with StatusOldSession when
+// Session isn't the one that was opened last in that term.
+const (
+	// KindFence raises the member's fence to Term (refused with StatusFenced if the
+	// fence is higher already), and opens Session in it. The member refuses
+	// everything older from the moment it sees this, makes the fence durable, waits
+	// until all older I/O has left it, and answers with Fence.
+	KindFence Kind = iota + 1
+	// KindWrite writes Data at Off. The member first makes (chunk, Period) durable
+	// in its journal if it isn't there, then writes in place. Sums has one sum a
+	// block, verified by the member before it writes. The answer doesn't mean that
+	// the data is durable, unless FUA is set.
+	KindWrite
+	// KindRead fills Data from Off and verifies every block against its sum. Sums is filled
+	// with the sums. StatusBadSum if a block doesn't match: Bad has a bit for each
+	// such block, and the others are good.
+	KindRead
+	// KindTrim makes [Off, Off+Len) read as zeros and gives its space back; journaled as
+	// a write. Len ≤ one chunk and inside one chunk.
+	KindTrim
+	// KindZero is KindTrim that keeps the space.
+	KindZero
+	// KindFlush makes everything durable that the member answered before.
+	KindFlush
+	// KindConfirm does nothing but confirm the term.
+	KindConfirm
+	// KindSums fills Sums with the PerChunk sums of the chunk at Off, recomputing
+	// them from the data if a crash made them unreliable. Bad has a bit for every block
+	// whose sum was recomputed and differs from the one that was stored: it may be newer than
+	// the stored sum, torn or rotten.
+	KindSums
+	// KindGens fills Sums with the gens of chunks Off/ChunkSize … +Len/ChunkSize.
+	KindGens
+	// KindCheckpoint makes the sums and gens of all periods ≤ Period durable, then the
+	// checkpoint Period, then drops journal entries of those periods. The
+	// coordinator has made sure that no write of those periods is in flight and that
+	// every member has flushed.
+	KindCheckpoint
+	// KindTouch journals (chunk at Off, Period), sets the chunk's gen to Period and
+	// marks its sums as reliable: the chunk was reconciled.
+	KindTouch
+)
+
+var kindNames = [...]string{
+	KindFence: "fence", KindWrite: "write", KindRead: "read", KindTrim: "trim", KindZero: "zero",
+	KindFlush: "flush", KindConfirm: "confirm", KindSums: "sums", KindGens: "gens",
+	KindCheckpoint: "checkpoint", KindTouch: "touch",
+}
+
+// Valid reports whether k is a kind that this version knows.
+func (k Kind) Valid() bool { return k >= KindFence && k <= KindTouch }
+
+// String returns the kind's name, as used in logs and metrics.
+func (k Kind) String() string {
+	if k.Valid() {
+		return kindNames[k]
+	}
+	return fmt.Sprintf("kind(%d)", uint8(k))
+}
+
+// Status is a member's answer.
+type Status uint8
+
+// What a member can answer.
+const (
+	StatusOK         Status = iota
+	StatusFenced            // the member's fence is above the request's term: the asker has lost the volume
+	StatusOldSession        // the session isn't the last one opened
+	StatusNoSpace           // the pool is full; nothing changed that matters, ask again later
+	StatusIOError           // the disk failed
+	StatusBadSum            // read: blocks don't match their sums (Bad). write: data doesn't match Sums
+	StatusBadRequest        // the request makes no sense to this member (range, size)
+	StatusNotFound          // there is no such replica on this node
+	StatusLost              // the connection went; whether it was executed isn't known. Never sent on the wire
+)
+
+var statusNames = [...]string{
+	"ok", "fenced", "old session", "no space", "I/O error", "bad checksum", "bad request", "no such replica", "connection lost",
+}
+
+// String returns the status in words.
+func (s Status) String() string {
+	if int(s) < len(statusNames) {
+		return statusNames[s]
+	}
+	return fmt.Sprintf("status(%d)", uint8(s))
+}
+
+// ReplicaID names a replica, unique in the cluster for all time; random.
+type ReplicaID uint64
+
+// String returns the 16 hex digits that name a replica everywhere.
+func (id ReplicaID) String() string { return fmt.Sprintf("%016x", uint64(id)) }
+
+// Request is one question to a member and its answer. The asker owns it, and the
+// memory it points to, except between Submit and Done. All fields but the answer's
+// are set by the asker and left alone by the member.
+type Request struct {
+	Kind    Kind
+	FUA     bool // write, trim, zero: durable when answered
+	Replica ReplicaID
+	Term    uint64
+	Session uint32
+	Period  uint64
+	Off     int64 // bytes from the start of the column; a multiple of block.Size
+	Len     int64 // trim, zero, gens: bytes. Reads and writes: len(Data)
+	// Data is page-aligned, len(Data) ≤ block.MaxIO and a multiple of block.Size. Reads
+	// and writes may cross a chunk's end.
+	Data []byte
+	// Sums has the capacity that the kind needs: len(Data)/block.Size, or PerChunk, or
+	// the number of gens.
+	Sums []uint64
+
+	// The answer.
+	Status Status
+	Bad    [16]uint64 // a bit a block: read ≤ 256 bits, sums 1024 bits
+	Fence  *FenceReply
+
+	// Done is called exactly once, on the shard, never inside Submit. Set once by the asker.
+	Done func(*Request)
+
+	// Next and Tag are free for the asker (Next also for the member while it has it).
+	Next *Request
+	Tag  uint64
+}
+
+// ResetAnswer clears the answer's fields before a request is submitted again.
+func (r *Request) ResetAnswer() {
+	r.Status = StatusOK
+	r.Bad = [16]uint64{}
+	r.Fence = nil
+}
+
+// FenceReply is a member's answer to KindFence, as of the moment when all older I/O had
+// left it.
+type FenceReply struct {
+	// Run is the boot of the member's machine. What was not flushed may be lost
+	// between two runs, and only then.
+	Run string
+	// PrevFence is the fence that the member had before this request.
+	PrevFence uint64
+	// Checkpoint is the last period up to which sums and gens are exact on disk.
+	// 0: the replica is new.
+	Checkpoint uint64
+	// Size is the replica's size in bytes.
+	Size int64
+	// SinceConfirm is how long ago the member last answered StatusOK to a lower term than
+	// this one; zero ("just now") if it can't know because it was restarted since.
+	// Negative if no lower term was ever confirmed (a new replica).
+	SinceConfirm time.Duration
+	// Exact is true if no chunk's sums are unreliable: the member's engine hasn't
+	// died since it wrote the chunks in Journal.
+	Exact bool
+	// AllChunks is true if the journal overflowed or was damaged: every chunk
+	// is to be treated as being in it.
+	AllChunks bool
+	// Journal lists the chunks written since Checkpoint, with the last period of each.
+	Journal []JournalEntry
+}
+
+// JournalEntry says that a chunk was, or may have been, written in a period.
+type JournalEntry struct {
+	Chunk  int64
+	Period uint64
+}
+
+// Member is what a coordinator asks: a replica in the same engine, or the link to
+// one in another.
+type Member interface {
+	// Submit starts the request; r.Done is called later, on the same shard.
+	Submit(r *Request)
+}
