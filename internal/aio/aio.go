@@ -20,7 +20,6 @@ package aio
 
 import (
 	"errors"
-	"os"
 	"time"
 )
 
@@ -110,14 +109,11 @@ type FS interface {
 	Space(name string) (size, free int64, err error)
 }
 
-// OpenFlags that FS implementations must accept, for reference.
-const _ = os.O_CREATE | os.O_EXCL | os.O_TRUNC
-
 // File is an open file. The asynchronous methods take offsets and lengths that are
 // multiples of 4096 and page-aligned memory of at most 1 MiB.
 type File interface {
-	// ReadAt fills p from offset off. What lies past the end of the file is not
-	// touched, and n says how much was read.
+	// ReadAt fills p from offset off. n says how much was read; the part of p that lies
+	// past the end of the file keeps its content or becomes zero.
 	ReadAt(op *Op, p []byte, off int64)
 	// WriteAt writes p at off. It isn't durable before a Sync that was started
 	// after its callback.
@@ -153,6 +149,10 @@ type Conn interface {
 	Write(p []byte)
 	// Queued is the number of bytes not yet handed to the network.
 	Queued() int
+	// Expect tells, inside Data, that the handler can't go on before n more bytes have come. The loop may
+	// then gather that many, at most, before it shows them: fewer wake-ups for large frames. It counts until
+	// the next Data.
+	Expect(n int)
 	// Close ends the connection; Closed is called, later, with a nil error.
 	Close()
 }
@@ -177,6 +177,9 @@ type FD interface {
 	Readv(op *Op, a, b []byte)
 	// Writev writes a and then b (b may be empty) with one call.
 	Writev(op *Op, a, b []byte)
+	// Poll completes when the descriptor can be read, or has failed; n is 0. For devices:
+	// the owner then reads, without waiting, through Fd.
+	Poll(op *Op)
 	// Fd is the descriptor's number.
 	Fd() int
 	// Close closes the descriptor and cancels what is in flight on it: those

@@ -24,6 +24,10 @@ const (
 	// fence is higher already), and opens Session in it. The member refuses
 	// everything older from the moment it sees this, makes the fence durable, waits
 	// until all older I/O has left it, and answers with Fence.
+	//
+	// Period is the term that the member is known to have made durable. One whose fence is below it was
+	// rolled back to an older image: it answers (PrevFence tells), but keeps its fence and opens no
+	// session, so that this is seen again by whoever asks next.
 	KindFence Kind = iota + 1
 	// KindWrite writes Data at Off. The member first makes (chunk, Period) durable
 	// in its journal if it isn't there, then writes in place. Sums has one sum a

@@ -1,0 +1,144 @@
+package pki
+
+import (
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Files of a node, in <data directory>/pki. The CA's key is on metadata nodes only, so that any of them can let others join.
+const (
+	caCertFile = "ca.crt"
+	caKeyFile  = "ca.key"
+)
+
+// Names of the pairs in a Dir.
+const (
+	NodePair  = "node"
+	AdminPair = "admin"
+)
+
+// Dir is the directory that holds a node's certificates.
+type Dir string
+
+// Path returns the path of one of its files, such as "ca.crt", "node.crt" or "node.key".
+func (d Dir) Path(name string) string { return filepath.Join(string(d), name) }
+
+// write replaces a file atomically. Only root reads it.
+func (d Dir) write(name string, b []byte) error {
+	if err := os.MkdirAll(string(d), 0o700); err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(string(d), "."+name+"-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(b)
+	err = errors.Join(err, tmp.Sync(), tmp.Close())
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(tmp.Name(), d.Path(name)); err != nil {
+		return err
+	}
+	dir, err := os.Open(string(d))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// SaveCA writes the CA's certificate, and its key if there is one.
+func (d Dir) SaveCA(ca *CA) error {
+	if ca.Key != nil {
+		key, err := EncodeKey(ca.Key)
+		if err != nil {
+			return err
+		}
+		if err := d.write(caKeyFile, key); err != nil {
+			return err
+		}
+	}
+	return d.write(caCertFile, EncodeCert(ca.Cert))
+}
+
+// LoadCA reads the CA; its Key is nil where only the certificate is kept.
+func (d Dir) LoadCA() (*CA, error) {
+	b, err := os.ReadFile(d.Path(caCertFile))
+	if err != nil {
+		return nil, err
+	}
+	ca := &CA{}
+	if ca.Cert, err = ParseCert(b); err != nil {
+		return nil, fmt.Errorf("%s: %w", d.Path(caCertFile), err)
+	}
+	b, err = os.ReadFile(d.Path(caKeyFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return ca, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if ca.Key, err = ParseKey(b); err != nil {
+		return nil, fmt.Errorf("%s: %w", d.Path(caKeyFile), err)
+	}
+	if !belongs(ca.Cert, ca.Key) {
+		return nil, fmt.Errorf("%s and %s don't belong together", d.Path(caCertFile), d.Path(caKeyFile))
+	}
+	return ca, nil
+}
+
+// SavePair writes a certificate and its key as <name>.crt and <name>.key. The key comes first: with the
+// certificate there, the pair is whole.
+func (d Dir) SavePair(name string, p *Pair) error {
+	key, err := EncodeKey(p.Key)
+	if err != nil {
+		return err
+	}
+	if err := d.write(name+".key", key); err != nil {
+		return err
+	}
+	return d.write(name+".crt", EncodeCert(p.Cert))
+}
+
+// LoadPair reads a certificate and its key.
+func (d Dir) LoadPair(name string) (*Pair, error) {
+	crt, err := os.ReadFile(d.Path(name + ".crt"))
+	if err != nil {
+		return nil, err
+	}
+	cert, err := ParseCert(crt)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d.Path(name+".crt"), err)
+	}
+	k, err := os.ReadFile(d.Path(name + ".key"))
+	if err != nil {
+		return nil, err
+	}
+	key, err := ParseKey(k)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d.Path(name+".key"), err)
+	}
+	if !belongs(cert, key) {
+		return nil, fmt.Errorf("%s and %s don't belong together", d.Path(name+".crt"), d.Path(name+".key"))
+	}
+	return &Pair{Cert: cert, Key: key}, nil
+}
+
+// belongs reports whether a certificate is for a key.
+func belongs(cert *x509.Certificate, key crypto.Signer) bool {
+	pub, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && pub.Equal(key.Public())
+}
+
+// Pool returns a pool with the CA's certificate alone.
+func (ca *CA) Pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(ca.Cert)
+	return pool
+}

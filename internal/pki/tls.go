@@ -1,0 +1,127 @@
+package pki
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+)
+
+func (p *Pair) tls() tls.Certificate {
+	return tls.Certificate{Certificate: [][]byte{p.Cert.Raw}, PrivateKey: p.Key, Leaf: p.Cert}
+}
+
+// ServerTLS is the configuration of a server that answers only to holders of a certificate of this cluster; with optional set, also to
+// those without any (the endpoints that joining needs): then look at PeerIdentity. Session tickets are off: every
+// connection proves its identity anew.
+func ServerTLS(ca *CA, p *Pair, optional bool) (*tls.Config, error) {
+	id, err := IdentityOf(p.Cert)
+	if err != nil {
+		return nil, err
+	}
+	cfg := &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{p.tls()}, ClientCAs: ca.Pool(),
+		ClientAuth: tls.RequireAndVerifyClientCert, SessionTicketsDisabled: true,
+		VerifyConnection: func(s tls.ConnectionState) error {
+			if optional && len(s.PeerCertificates) == 0 {
+				return nil
+			}
+			_, err := peer(s, id.Cluster)
+			return err
+		},
+	}
+	if optional {
+		cfg.ClientAuth = tls.VerifyClientCertIfGiven
+	}
+	return cfg, nil
+}
+
+// ClientTLS is the configuration of a client that talks to a node of the cluster; node is that node's name, or "" for any.
+// Who is at the other end is decided by the certificate's URI, not by the address that was dialled.
+func ClientTLS(ca *CA, p *Pair, node string) (*tls.Config, error) {
+	id, err := IdentityOf(p.Cert)
+	if err != nil {
+		return nil, err
+	}
+	cfg := verifying(ca, func(got Identity) error {
+		if got.Cluster != id.Cluster {
+			return fmt.Errorf("the server's certificate is %w (%s, this one is %s)", ErrOtherCluster, got.Cluster, id.Cluster)
+		}
+		if node != "" && got.Node != node {
+			return fmt.Errorf("the server is node %q, node %q was meant: is its address right?", got.Node, node)
+		}
+		return nil
+	})
+	cfg.Certificates = []tls.Certificate{p.tls()}
+	return cfg, nil
+}
+
+// FetchTLS is the configuration for fetching the CA's certificate, which must then be compared with the hash
+// in a token: it verifies nothing.
+func FetchTLS() *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true}
+}
+
+// JoinTLS is the configuration of a client that has no certificate yet, but the CA's.
+func JoinTLS(ca *CA) *tls.Config {
+	return verifying(ca, func(Identity) error { return nil })
+}
+
+// verifying makes a client's configuration that accepts nodes of this CA for which accept returns nil.
+func verifying(ca *CA, accept func(Identity) error) *tls.Config {
+	pool := ca.Pool()
+	return &tls.Config{
+		MinVersion:         tls.VersionTLS13,
+		InsecureSkipVerify: true, // VerifyConnection verifies the chain, without a host name
+		VerifyConnection: func(s tls.ConnectionState) error {
+			if len(s.PeerCertificates) == 0 {
+				return ErrNotKeelson
+			}
+			cert := s.PeerCertificates[0]
+			if _, err := cert.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err != nil {
+				if unknown := (x509.UnknownAuthorityError{}); errors.As(err, &unknown) {
+					return fmt.Errorf("the server's certificate wasn't signed by this cluster's CA (%w): %w", ErrOtherCluster, err)
+				}
+				return fmt.Errorf("the server's certificate is refused: %w; are the clocks right?", err)
+			}
+			id, err := IdentityOf(cert)
+			if err != nil {
+				return err
+			}
+			if id.Role != RoleNode {
+				return fmt.Errorf("the server's certificate is an administrator's, not a node's")
+			}
+			return accept(id)
+		},
+	}
+}
+
+// PeerIdentity returns who is at the other end of a connection, and whether a certificate was shown at all.
+func PeerIdentity(s tls.ConnectionState) (Identity, bool) {
+	if len(s.PeerCertificates) == 0 {
+		return Identity{}, false
+	}
+	id, err := IdentityOf(s.PeerCertificates[0])
+	return id, err == nil
+}
+
+// PeerName returns the name of the node at the other end.
+func PeerName(s tls.ConnectionState) (string, error) {
+	id, ok := PeerIdentity(s)
+	if !ok || id.Role != RoleNode {
+		return "", fmt.Errorf("the other side is no node: %w", ErrNotKeelson)
+	}
+	return id.Node, nil
+}
+
+func peer(s tls.ConnectionState, cluster string) (Identity, error) {
+	id, err := IdentityOf(s.PeerCertificates[0])
+	if err != nil {
+		return id, err
+	}
+	if id.Cluster != cluster {
+		return id, fmt.Errorf("the certificate of %q is %w (%s, this one is %s)", s.PeerCertificates[0].Subject.CommonName,
+			ErrOtherCluster, id.Cluster, cluster)
+	}
+	return id, nil
+}

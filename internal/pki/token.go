@@ -1,0 +1,82 @@
+package pki
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"keelson.io/keelson/internal/spec"
+)
+
+// Why a token isn't accepted. Test with errors.Is.
+var (
+	// ErrTokenForm: it isn't a token at all.
+	ErrTokenForm = errors.New("this is no join token: it should look like K1<64 hex digits>::<id>.<secret>; make one with 'keelson token create'")
+	// ErrTokenCluster: the server's CA isn't the one that the token names.
+	ErrTokenCluster = errors.New("the join token is of another cluster than the server: check the address, or make a token there with 'keelson token create'")
+	// ErrTokenUnknown: no such token was made, or it was deleted, or its secret is wrong.
+	ErrTokenUnknown = errors.New("the join token is wrong, or was deleted; make a new one with 'keelson token create'")
+	// ErrTokenExpired: it was good once.
+	ErrTokenExpired = errors.New("the join token has expired; make a new one with 'keelson token create'")
+)
+
+// Token is a join token in clear: what the person at the new machine types.
+type Token struct {
+	CAHash string // of the cluster's CA, so that the new machine knows whom it talks to
+	ID     string
+	Secret string
+}
+
+const tokenPrefix = "K1"
+
+// NewToken makes a token, and the record of it that is kept, which doesn't contain the secret.
+func NewToken(ca *x509.Certificate, roles []spec.Role, ttl time.Duration, now time.Time) (Token, spec.Token) {
+	var b [16]byte
+	rand.Read(b[:]) // never fails
+	t := Token{CAHash: Hash(ca), ID: spec.NewID(), Secret: hex.EncodeToString(b[:])}
+	return t, spec.Token{ID: t.ID, SecretHash: hashSecret(t.Secret), Roles: roles, Created: now.UTC(), Expires: now.Add(ttl).UTC()}
+}
+
+func hashSecret(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:])
+}
+
+// String is the token as it's typed.
+func (t Token) String() string { return tokenPrefix + t.CAHash + "::" + t.ID + "." + t.Secret }
+
+// ParseToken reads a token. The error is ErrTokenForm.
+func ParseToken(s string) (Token, error) {
+	rest, ok := strings.CutPrefix(strings.TrimSpace(s), tokenPrefix)
+	hash, rest, ok2 := strings.Cut(rest, "::")
+	id, secret, ok3 := strings.Cut(rest, ".")
+	if _, err := hex.DecodeString(hash); !ok || !ok2 || !ok3 || err != nil || len(hash) != 64 || len(id) != 16 || len(secret) != 32 {
+		return Token{}, ErrTokenForm
+	}
+	return Token{CAHash: hash, ID: id, Secret: secret}, nil
+}
+
+// CheckCA checks that a CA that a server sent is the one that the token names. The error is ErrTokenCluster.
+func (t Token) CheckCA(ca *x509.Certificate) error {
+	if subtle.ConstantTimeCompare([]byte(t.CAHash), []byte(Hash(ca))) != 1 {
+		return ErrTokenCluster
+	}
+	return nil
+}
+
+// Check checks a token against the record of it. The error is ErrTokenUnknown or ErrTokenExpired.
+func (t Token) Check(rec spec.Token, now time.Time) error {
+	if rec.ID != t.ID || subtle.ConstantTimeCompare([]byte(rec.SecretHash), []byte(hashSecret(t.Secret))) != 1 {
+		return ErrTokenUnknown
+	}
+	if now.After(rec.Expires) {
+		return fmt.Errorf("%w (at %s)", ErrTokenExpired, rec.Expires.Format(time.RFC3339))
+	}
+	return nil
+}
