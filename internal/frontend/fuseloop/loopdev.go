@@ -1,0 +1,210 @@
+package fuseloop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/frontend"
+)
+
+const (
+	// attachTries bounds how often another process may take the free loop device that
+	// we were about to use.
+	attachTries = 100
+	// detachTime is how long a loop device may take to end after nobody should use it.
+	detachTime = 2 * time.Second
+	// settleTime is how long a detach waits for programs that look into the device, as
+	// udev does after an unmount.
+	settleTime = 500 * time.Millisecond
+	pollTime   = 5 * time.Millisecond
+)
+
+// loopDevice is an attached loop device.
+type loopDevice struct {
+	Number int
+	// Backing is what the kernel says the device's file is. Loop numbers are used by all
+	// of the machine: with another backing file the device isn't ours any more.
+	Backing string
+}
+
+func (d loopDevice) path() string { return "/dev/loop" + strconv.Itoa(d.Number) }
+
+func (d loopDevice) sysfs(name string) string {
+	return filepath.Join("/sys/block", "loop"+strconv.Itoa(d.Number), name)
+}
+
+// backing returns the backing file of loop device n, "" if it has none.
+func backing(n int) string {
+	b, err := os.ReadFile(loopDevice{Number: n}.sysfs("loop/backing_file"))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(string(b), "\n")
+}
+
+// attached reports whether the device is still ours.
+func (d loopDevice) attached() bool { return d.Backing != "" && backing(d.Number) == d.Backing }
+
+// attachLoop makes a loop device of the file. It reads through the file: the session
+// must be serving.
+func attachLoop(ctx context.Context, volume, file string) (loopDevice, error) {
+	f, err := unix.Open(file, unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return loopDevice{}, fmt.Errorf("open %s: %w", file, err)
+	}
+	defer unix.Close(f)
+	control, err := unix.Open("/dev/loop-control", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return loopDevice{}, fmt.Errorf("open /dev/loop-control: %w (is the loop module loaded?)", err)
+	}
+	defer unix.Close(control)
+
+	config := unix.LoopConfig{Fd: uint32(f), Size: block.Size}
+	config.Info.Flags = unix.LO_FLAGS_DIRECT_IO
+	copy(config.Info.File_name[:len(config.Info.File_name)-1], "keelson:"+volume)
+	for range attachTries {
+		if err := ctx.Err(); err != nil {
+			return loopDevice{}, err
+		}
+		n, err := unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return loopDevice{}, fmt.Errorf("find a free loop device: %w", err)
+		}
+		d := loopDevice{Number: n}
+		err = d.configure(&config)
+		if errors.Is(err, unix.EBUSY) {
+			continue // somebody else was faster
+		}
+		if err != nil {
+			return loopDevice{}, fmt.Errorf("configure %s: %w", d.path(), err)
+		}
+		d.Backing = backing(n)
+		return d, nil
+	}
+	return loopDevice{}, fmt.Errorf("find a free loop device: %d times in a row somebody else took it", attachTries)
+}
+
+func (d loopDevice) configure(config *unix.LoopConfig) error {
+	fd, err := unix.Open(d.path(), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.IoctlLoopConfigure(fd, config)
+}
+
+// user says in words who uses the device, "" if nobody does. Whoever has it open only, and
+// neither mounted nor for itself alone, may be gone in a moment: brief.
+func (d loopDevice) user() (by string, brief bool) {
+	dev, err := os.ReadFile(d.sysfs("dev"))
+	if err != nil {
+		return "", false
+	}
+	if m := mountsOf(strings.TrimSpace(string(dev))); len(m) > 0 {
+		return "mounted on " + strings.Join(m, ", "), false
+	}
+	if h, _ := os.ReadDir(d.sysfs("holders")); len(h) > 0 {
+		return "held by " + h[0].Name(), false
+	}
+	fd, err := unix.Open(d.path(), unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return "opened exclusively (mounted in another namespace, or swap)", false
+	}
+	if err == nil {
+		unix.Close(fd)
+	}
+	if o := openersOf(d.path()); len(o) > 0 {
+		return "open in " + strings.Join(o, ", "), true
+	}
+	return "", false
+}
+
+// detach ends the device if nobody has it open. Programs such as udev look into devices for
+// a moment: they are waited for. Somebody who stays makes it a *frontend.BusyError, and
+// the device stays as it was.
+func (d loopDevice) detach(volume string) error {
+	if !d.attached() {
+		return nil
+	}
+	fd, err := unix.Open(d.path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", d.path(), err)
+	}
+	_, err = unix.IoctlRetInt(fd, unix.LOOP_CLR_FD)
+	unix.Close(fd)
+	if err != nil && !errors.Is(err, unix.ENXIO) {
+		return fmt.Errorf("detach %s: %w", d.path(), err)
+	}
+	if d.waitGone(detachTime) {
+		return nil
+	}
+	by, _ := d.user()
+	if by == "" {
+		by = "open somewhere"
+	}
+	d.keep()
+	return &frontend.BusyError{Volume: volume, Path: d.path(), By: by}
+}
+
+// waitGone waits until the device isn't attached any more.
+func (d loopDevice) waitGone(limit time.Duration) bool {
+	for end := time.Now().Add(limit); d.attached(); time.Sleep(pollTime) {
+		if time.Now().After(end) {
+			return false
+		}
+	}
+	return true
+}
+
+// keep takes a LOOP_CLR_FD back that waits for the last user.
+func (d loopDevice) keep() {
+	fd, err := unix.Open(d.path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	info, err := unix.IoctlLoopGetStatus64(fd)
+	if err != nil {
+		return
+	}
+	info.Flags &^= unix.LO_FLAGS_AUTOCLEAR
+	_ = unix.IoctlLoopSetStatus64(fd, info)
+}
+
+// drop ends the device whoever uses it: with its last user at the latest.
+func (d loopDevice) drop() {
+	if !d.attached() {
+		return
+	}
+	fd, err := unix.Open(d.path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	_, _ = unix.IoctlRetInt(fd, unix.LOOP_CLR_FD)
+	unix.Close(fd)
+}
+
+// loopsBelow returns the loop devices whose backing file lies in dir.
+func loopsBelow(dir string) []loopDevice {
+	names, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	var found []loopDevice
+	for _, name := range names {
+		n, err := strconv.Atoi(strings.TrimPrefix(strings.Split(name, "/")[3], "loop"))
+		if err != nil {
+			continue
+		}
+		if b := backing(n); strings.HasPrefix(b, dir+"/") {
+			found = append(found, loopDevice{Number: n, Backing: b})
+		}
+	}
+	return found
+}

@@ -1,0 +1,195 @@
+package link
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"keelson.io/keelson/internal/aio"
+	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/wire"
+)
+
+// served is a connection that another engine made to this loop, to ask its replicas.
+type served struct {
+	l       *Links
+	c       aio.Conn
+	node    string // from the certificate, then from the hello
+	greeted bool
+	heard   time.Duration
+	n       int   // jobs that aren't answered; Invariant: ≤ windowRequests
+	bytes   int64 // what they weigh; Invariant: ≤ windowBytes
+	reason  error // why this side ends it
+	closed  bool
+}
+
+// job is one request of a served connection. Jobs are used again and again.
+type job struct {
+	req   wire.Request
+	id    uint64
+	from  *served
+	sums  []uint64 // of at most block.MaxBlocks blocks
+	spare bool     // req.Data comes from Links.spare
+	next  *job
+}
+
+func (l *Links) accept(c aio.Conn) aio.ConnHandler {
+	s := &served{l: l, c: c, node: c.Peer(), heard: l.cfg.Loop.Now()}
+	l.served = append(l.served, s)
+	l.wake()
+	c.Write(l.hello)
+	return s
+}
+
+// give ends the connection from this side.
+func (s *served) give(reason error) {
+	if s.reason == nil {
+		s.reason = reason
+		s.c.Close()
+	}
+}
+
+// Opened implements aio.ConnHandler; accepted connections are open from the start.
+func (s *served) Opened(aio.Conn) {}
+
+// Closed implements aio.ConnHandler.
+func (s *served) Closed(_ aio.Conn, err error) {
+	s.closed = true
+	s.l.served = slices.DeleteFunc(s.l.served, func(o *served) bool { return o == s })
+	if s.reason != nil {
+		err = s.reason
+	}
+	switch {
+	case err == nil || err == errClosing:
+	case s.greeted && s.reason == nil:
+		s.l.cfg.Log.Info("engine disconnected", "node", s.node, "in_flight", s.n, "err", err)
+	default:
+		s.l.cfg.Log.Warn("connection from an engine ended", "node", s.node, "in_flight", s.n, "err", err)
+	}
+}
+
+// Data implements aio.ConnHandler.
+func (s *served) Data(_ aio.Conn, b []byte) int {
+	s.heard = s.l.cfg.Loop.Now()
+	used := 0
+	for s.reason == nil {
+		f, n, err := wire.Decode(b[used:])
+		if err == nil && n > 0 {
+			used += n
+			err = s.frame(&f)
+		}
+		if err != nil {
+			s.give(fmt.Errorf("%w: %w", ErrPeer, err))
+		}
+		if n == 0 {
+			break
+		}
+	}
+	if s.reason != nil {
+		return len(b)
+	}
+	s.c.Expect(int(wire.Size(b[used:])) - (len(b) - used))
+	return used
+}
+
+func (s *served) frame(f *wire.Frame) error {
+	if !s.greeted {
+		h, err := s.l.checkHello(f, s.c.Peer())
+		if err != nil {
+			return err
+		}
+		s.node, s.greeted = h.Node, true
+		return nil
+	}
+	switch f.Type {
+	case wire.TypeRequest:
+		return s.request(f)
+	case wire.TypePing:
+		s.l.scratch = wire.AppendPing(s.l.scratch[:0], wire.TypePong, f.ID)
+		s.c.Write(s.l.scratch)
+		return nil
+	}
+	return fmt.Errorf("%w: frame type %d from the asking side", wire.ErrType, f.Type)
+}
+
+// request starts what a frame asks of a replica of this shard.
+func (s *served) request(f *wire.Frame) error {
+	w := weight(f.Kind, f.Len)
+	if s.n == windowRequests || s.bytes+w > windowBytes {
+		return fmt.Errorf("%w: more than %d requests or %d bytes unanswered", wire.ErrField, windowRequests, windowBytes)
+	}
+	s.n++
+	s.bytes += w
+	j := s.l.newJob()
+	j.id, j.from = f.ID, s
+	r := &j.req
+	r.Kind, r.FUA, r.Replica, r.Term = f.Kind, f.FUA, f.Replica, f.Term
+	r.Session, r.Period, r.Off, r.Len = f.Session, f.Period, f.Off, f.Len
+	r.ResetAnswer()
+	r.Sums = j.sums[:0]
+	member, ok := s.l.cfg.Local(f.Replica)
+	if !ok {
+		r.Status = wire.StatusNotFound
+		j.answer()
+		return nil
+	}
+	switch f.Kind {
+	case wire.KindWrite:
+		s.l.memory(j, int(f.Len))
+		copy(r.Data, f.Data)
+		r.Sums = f.Sums(j.sums)
+	case wire.KindRead:
+		s.l.memory(j, int(f.Len))
+		r.Sums = j.sums[:f.Len/block.Size]
+	case wire.KindSums:
+		r.Sums = make([]uint64, block.PerChunk)
+	case wire.KindGens:
+		r.Sums = make([]uint64, block.Chunks(f.Len))
+	}
+	member.Submit(r)
+	return nil
+}
+
+// answer is the Done of a job's request.
+func (j *job) answer() {
+	s, r := j.from, &j.req
+	l := s.l
+	s.n--
+	s.bytes -= weight(r.Kind, r.Len)
+	if r.Status == wire.StatusLost {
+		r.Status = wire.StatusIOError
+	}
+	if !s.closed && s.reason == nil {
+		var withData bool
+		l.scratch, withData = wire.AppendAnswer(l.scratch[:0], j.id, r)
+		s.c.Write(l.scratch)
+		if withData {
+			s.c.Write(r.Data)
+		}
+	}
+	l.freeJob(j)
+}
+
+func (l *Links) newJob() *job {
+	j := l.jobs
+	if j == nil {
+		j = &job{sums: make([]uint64, block.MaxBlocks)}
+		j.req.Done = func(*wire.Request) { j.answer() }
+		return j
+	}
+	l.jobs, j.next = j.next, nil
+	return j
+}
+
+func (l *Links) freeJob(j *job) {
+	if d := j.req.Data; d != nil {
+		if j.spare {
+			l.spare.put(d)
+		} else {
+			l.cfg.Loop.Buffers().Put(d)
+		}
+	}
+	j.req.Data, j.req.Sums, j.req.Fence, j.req.Next = nil, nil, nil, nil
+	j.from, j.spare = nil, false
+	j.next, l.jobs = l.jobs, j
+}

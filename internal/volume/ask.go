@@ -1,0 +1,132 @@
+package volume
+
+import (
+	"math/bits"
+	"syscall"
+
+	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/repl"
+	"keelson.io/keelson/internal/wire"
+)
+
+// ask sends one request of the coordinator's own to member m: for repairs, reconciliation and resync, which
+// hold the range lock of what they touch. done is called later. What changes data counts as a
+// change in flight of the present period.
+func (c *column) ask(m int, r *wire.Request, done func(*wire.Request)) {
+	v := c.v
+	session, open := c.rc.Session(m)
+	if !open || v.phase == lost {
+		r.Status = wire.StatusLost
+		v.loop.Post(func() { done(r) })
+		return
+	}
+	period, changes := v.period, false
+	switch r.Kind {
+	case wire.KindWrite, wire.KindTrim, wire.KindTouch:
+		changes = true
+		v.mut++
+		v.ckpt.dirtied(c, r.Off, 1)
+	}
+	asked := v.loop.Now()
+	r.Replica, r.Term, r.Session, r.Period = c.ids[m], v.term, session, period
+	r.ResetAnswer()
+	r.Done = func(*wire.Request) {
+		if changes {
+			v.mutationEnded(period)
+		}
+		switch r.Status {
+		case wire.StatusOK:
+			c.rc.Confirmed(m, session, asked)
+		case wire.StatusFenced:
+			v.lose(repl.ErrLost)
+		case wire.StatusLost, wire.StatusOldSession, wire.StatusNotFound:
+			c.rc.SessionLost(m, session)
+			v.armTick()
+		}
+		done(r)
+	}
+	c.links[m].Submit(r)
+}
+
+// fetch fills data, from off on, with intact blocks from whichever in-sync member has them, and writes them back to those
+// that don't. The range is locked by the caller. EIO if no copy of some block is intact. done is called later.
+func (c *column) fetch(off int64, data []byte, done func(error)) {
+	if len(data) == 0 {
+		c.v.loop.Post(func() { done(nil) })
+		return
+	}
+	c.fetchBlock(off, data[:block.Size], 0, 0, func(err error) {
+		if err != nil || len(data) == block.Size {
+			done(err)
+			return
+		}
+		c.fetch(off+block.Size, data[block.Size:], done)
+	})
+}
+
+// fetchBlock tries the in-sync members that are not in tried; bad has those whose copy isn't intact. It waits for one that
+// can't be asked now: that comes back, or leaves.
+func (c *column) fetchBlock(off int64, data []byte, tried, bad uint32, done func(error)) {
+	if c.v.phase == lost {
+		c.v.loop.Post(func() { done(syscall.EIO) })
+		return
+	}
+	m := -1
+	for rest := c.rc.InSync() &^ tried; rest != 0 && m < 0; rest &= rest - 1 {
+		if _, open := c.rc.Session(bits.TrailingZeros32(rest)); open {
+			m = bits.TrailingZeros32(rest)
+		}
+	}
+	if m < 0 && c.rc.InSync()&^tried != 0 {
+		c.fetches = append(c.fetches, func() { c.fetchBlock(off, data, tried, bad, done) })
+		c.v.armTick()
+		return
+	}
+	if m < 0 {
+		c.v.Stats.Unreadable++
+		c.v.log.Error("no intact copy of a block", "column", c.idx, "off", off)
+		c.v.loop.Post(func() { done(syscall.EIO) })
+		return
+	}
+	r := &wire.Request{Kind: wire.KindRead, Off: off, Len: block.Size, Data: data, Sums: make([]uint64, 1)}
+	c.ask(m, r, func(*wire.Request) {
+		switch {
+		case r.Status == wire.StatusOK && block.Sum(data) == r.Sums[0]:
+			c.writeBack(off, data, bad, func() { done(nil) })
+		case r.Status == wire.StatusBadSum || r.Status == wire.StatusIOError || r.Status == wire.StatusOK:
+			c.fetchBlock(off, data, tried|1<<m, bad|1<<m, done)
+		case r.Status == wire.StatusLost || r.Status == wire.StatusOldSession || r.Status == wire.StatusNotFound:
+			c.fetchBlock(off, data, tried, bad, done) // its session is closed now
+		default:
+			c.fetchBlock(off, data, tried|1<<m, bad, done)
+		}
+	})
+}
+
+// retryFetches goes on with fetches that found no member to ask.
+func (c *column) retryFetches() {
+	list := c.fetches
+	c.fetches = nil
+	for _, again := range list {
+		again()
+	}
+}
+
+// writeBack repairs a block on the members in bad. One that can't be repaired is found again at the next read.
+func (c *column) writeBack(off int64, data []byte, bad uint32, done func()) {
+	if bad == 0 {
+		done()
+		return
+	}
+	m := bits.TrailingZeros32(bad)
+	r := &wire.Request{Kind: wire.KindWrite, Off: off, Len: block.Size, Data: data, Sums: []uint64{block.Sum(data)}}
+	c.ask(m, r, func(*wire.Request) {
+		if r.Status == wire.StatusOK {
+			c.v.Stats.Repaired++
+			c.log(m).Warn("block repaired from another copy", "off", off)
+		} else {
+			c.log(m).Error("block can't be repaired", "off", off, "status", r.Status)
+		}
+		c.writeBack(off, data, bad&(bad-1), done)
+	})
+}
