@@ -1,0 +1,139 @@
+// Package api is the API of a node: its handlers, the client for it, and the words in which
+// errors travel. The messages and services are in proto/, generated code in keelsonv1/.
+//
+// Every node answers every call from the metadata; what has to happen on a certain node is
+// forwarded to that node's API with this node's certificate. Without a verified client certificate
+// only JoinService answers.
+//
+// Invariants: no call changes anything before all of its arguments were checked; every
+// change of a noun compares the revision that it was decided on.
+//
+// The package owns no goroutine beyond those that a call waits for.
+package api
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	pb "keelson.io/keelson/internal/api/keelsonv1"
+	rpc "keelson.io/keelson/internal/api/keelsonv1/keelsonv1connect"
+	"keelson.io/keelson/internal/meta"
+	"keelson.io/keelson/internal/pki"
+	"keelson.io/keelson/internal/spec"
+)
+
+// Engine is this node's engine.
+type Engine interface {
+	Attach(ctx context.Context, r *pb.EngineAttachRequest) (*pb.EngineAttachResponse, error)
+	Detach(ctx context.Context, r *pb.EngineDetachRequest) (*pb.EngineDetachResponse, error)
+	AddPool(ctx context.Context, r *pb.AddPoolRequest) (*pb.Pool, error)
+	Status(ctx context.Context, r *pb.EngineStatusRequest) (*pb.NodeStatusResponse, error)
+}
+
+// Members is the membership of the metadata store.
+type Members interface {
+	List(ctx context.Context) ([]*pb.MetadataMember, error)
+	// Add makes name a learner, or finds it. It returns "name=url,…" of all members.
+	Add(ctx context.Context, name, peerURL string) (id uint64, initialCluster string, err error)
+	// Promote makes the learner name a voter; ErrNotCaughtUp while it is behind.
+	Promote(ctx context.Context, name string) error
+	Remove(ctx context.Context, name string) error
+}
+
+// ErrNotCaughtUp: the learner can't be promoted yet; ask again.
+var ErrNotCaughtUp = errors.New("the new metadata member has not caught up yet")
+
+// errNoCAKey: this node can't sign, because it has no metadata role.
+var errNoCAKey = errors.New("this node doesn't have the key of the cluster's CA")
+
+// Config is what the API needs.
+type Config struct {
+	Node    string
+	Version string
+	Store   meta.Store
+	Engine  Engine // nil on a node without the storage role
+	Members Members
+	CA      *pki.CA // without its key on a node without the metadata role
+	// Dial returns the client for another node's API.
+	Dial func(n spec.Node) *Client
+	// Endpoints returns the client URLs of the metadata.
+	Endpoints func() []string
+	External  bool // the metadata is not run by Keelson
+	Log       *slog.Logger
+	Now       func() time.Time
+}
+
+// Server answers the calls.
+type Server struct{ cfg Config }
+
+// New returns a server.
+func New(cfg Config) *Server {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Server{cfg: cfg}
+}
+
+// Handler returns the HTTP handler of all services.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	opts := []connect.HandlerOption{connect.WithInterceptors(s.errors())}
+	handle := func(path string, h http.Handler) { mux.Handle(path, h) }
+	handle(rpc.NewClusterServiceHandler(clusterService{s}, opts...))
+	handle(rpc.NewNodeServiceHandler(nodeService{s}, opts...))
+	handle(rpc.NewPoolServiceHandler(poolService{s}, opts...))
+	handle(rpc.NewVolumeServiceHandler(volumeService{s}, opts...))
+	handle(rpc.NewJoinServiceHandler(joinService{s}, opts...))
+	return mux
+}
+
+// RequireCertificate lets through only requests with a verified client certificate, and those
+// of JoinService.
+func RequireCertificate(next http.Handler) http.Handler {
+	refuse := connect.NewErrorWriter()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+			if id, ok := pki.PeerIdentity(*r.TLS); ok {
+				next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), peerKey{}, id)))
+				return
+			}
+		}
+		if strings.HasPrefix(r.URL.Path, "/"+rpc.JoinServiceName+"/") {
+			next.ServeHTTP(w, r)
+			return
+		}
+		err := connect.NewError(connect.CodeUnauthenticated, errors.New("a certificate of this cluster is needed; run the command on a node of it"))
+		if refuse.IsSupported(r) {
+			_ = refuse.Write(w, r, err)
+			return
+		}
+		http.Error(w, err.Message(), http.StatusUnauthorized)
+	})
+}
+
+// peerKey is the context key of the caller's pki.Identity.
+type peerKey struct{}
+
+// errors is the interceptor that turns what handlers return into connect's errors, and
+// logs what nobody expected.
+func (s *Server) errors() connect.UnaryInterceptorFunc {
+	return func(next connect.UnaryFunc) connect.UnaryFunc {
+		return func(ctx context.Context, r connect.AnyRequest) (connect.AnyResponse, error) {
+			resp, err := next(ctx, r)
+			if err == nil {
+				return resp, nil
+			}
+			err = ToConnect(err)
+			if c := connect.CodeOf(err); c == connect.CodeUnknown || c == connect.CodeInternal {
+				s.cfg.Log.Error("call failed", "call", r.Spec().Procedure, "err", err)
+			}
+			return nil, err
+		}
+	}
+}

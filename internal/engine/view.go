@@ -1,0 +1,82 @@
+package engine
+
+import (
+	"maps"
+	"sync"
+
+	"keelson.io/keelson/internal/meta"
+	"keelson.io/keelson/internal/spec"
+)
+
+// view is what the engine knows of the metadata, from its watch. It may be behind.
+type view struct {
+	mu      sync.RWMutex
+	synced  chan struct{} // closed when the whole state was seen for the first time
+	nodes   map[string]spec.Node
+	alive   map[string]bool
+	volumes map[string]meta.Versioned[spec.Volume]
+	cluster spec.Cluster
+}
+
+func newView() *view {
+	return &view{
+		synced:  make(chan struct{}),
+		nodes:   make(map[string]spec.Node),
+		alive:   make(map[string]bool),
+		volumes: make(map[string]meta.Versioned[spec.Volume]),
+	}
+}
+
+func (v *view) isSynced() bool {
+	select {
+	case <-v.synced:
+		return true
+	default:
+		return false
+	}
+}
+
+// isAlive reports whether a node holds its lease, as far as is known.
+func (v *view) isAlive(node string) bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.alive[node]
+}
+
+func (v *view) settings() spec.Settings {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.cluster.Settings
+}
+
+// snapshot is the state that a watch sends whole, collected until it is complete.
+type snapshot struct {
+	nodes   map[string]spec.Node
+	alive   map[string]bool
+	volumes map[string]meta.Versioned[spec.Volume]
+}
+
+func newSnapshot() *snapshot {
+	return &snapshot{
+		nodes:   make(map[string]spec.Node),
+		alive:   make(map[string]bool),
+		volumes: make(map[string]meta.Versioned[spec.Volume]),
+	}
+}
+
+// replace makes the snapshot the view's state. It returns the volumes that were known and
+// are no more: they were deleted while nobody watched.
+func (v *view) replace(s *snapshot) (deleted []string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for id := range v.volumes {
+		if _, ok := s.volumes[id]; !ok {
+			deleted = append(deleted, id)
+		}
+	}
+	v.nodes, v.alive, v.volumes = maps.Clone(s.nodes), maps.Clone(s.alive), maps.Clone(s.volumes)
+	if !v.isSynced() {
+		close(v.synced)
+	}
+	return deleted
+}
