@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "keelson.io/keelson/internal/api/keelsonv1"
+	"keelson.io/keelson/internal/spec"
+)
+
+func newSettingsCommand(g *globalOptions) *cobra.Command {
+	return group(&cobra.Command{Use: "settings", Short: "Show and change the settings of the cluster"},
+		newSettingsGetCommand(g), newSettingsSetCommand(g))
+}
+
+func newSettingsGetCommand(g *globalOptions) *cobra.Command {
+	var o outputFlag
+	cmd := &cobra.Command{
+		Use: "get", Short: "Show the settings", Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.check(); err != nil {
+				return err
+			}
+			c, err := g.client()
+			if err != nil {
+				return err
+			}
+			s, err := c.Cluster.GetSettings(cmd.Context(), &pb.GetSettingsRequest{})
+			if err != nil {
+				return err
+			}
+			return o.print(cmd.OutOrStdout(), plain(s), func(w io.Writer) { settingsTable(w, s) })
+		},
+	}
+	o.register(cmd)
+	return cmd
+}
+
+func settingsTable(w io.Writer, s *pb.Settings) {
+	table(w, "SETTING VALUE", func(row func(...any)) {
+		row("rebuild-after", s.RebuildAfter.AsDuration())
+		row("rebuild-bandwidth", spec.FormatSize(s.RebuildBandwidth))
+		row("overcommit", s.Overcommit)
+	})
+}
+
+func newSettingsSetCommand(g *globalOptions) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "set NAME VALUE", Short: "Change a setting: rebuild-after, rebuild-bandwidth or overcommit",
+		Example:   "  keelson settings set rebuild-after 30m\n  keelson settings set rebuild-bandwidth 100Mi",
+		Args:      args(cobra.ExactArgs(2)),
+		ValidArgs: []string{"rebuild-after", "rebuild-bandwidth", "overcommit"},
+		RunE: func(cmd *cobra.Command, a []string) error {
+			return runSettingsSet(cmd.Context(), g, a[0], a[1], cmd.OutOrStdout())
+		},
+	}
+	return cmd
+}
+
+func runSettingsSet(ctx context.Context, g *globalOptions, name, value string, w io.Writer) error {
+	r := &pb.SetSettingsRequest{}
+	switch name {
+	case "rebuild-after":
+		d, err := time.ParseDuration(value)
+		if err != nil {
+			return usageError{fmt.Errorf("rebuild-after %q is no duration such as 10m or 1h30m", value)}
+		}
+		r.RebuildAfter = durationpb.New(d)
+	case "rebuild-bandwidth":
+		n, err := spec.ParseSize(value)
+		if err != nil {
+			return err
+		}
+		r.RebuildBandwidth = &n
+	case "overcommit":
+		f, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			return usageError{fmt.Errorf("overcommit %q is no number", value)}
+		}
+		r.Overcommit = &f
+	default:
+		return usageError{fmt.Errorf("there is no setting %q; the settings are rebuild-after, rebuild-bandwidth and overcommit", name)}
+	}
+	c, err := g.client()
+	if err != nil {
+		return err
+	}
+	s, err := c.Cluster.SetSettings(ctx, r)
+	if err != nil {
+		return err
+	}
+	settingsTable(w, s)
+	return nil
+}

@@ -1,0 +1,240 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// loop is a loop device that is in use, and the file behind it.
+type loop struct {
+	device string // /dev/loop3
+	path   string // of the file, as the kernel tells it
+	name   string // of the file, as whoever set the device up gave it
+	file   fileID // zero if the file's file system is dead
+}
+
+type fileID struct {
+	dev, ino uint64
+}
+
+// loops lists the machine's loop devices that are in use.
+func loops() ([]loop, error) {
+	dirs, err := filepath.Glob("/sys/block/loop*/loop")
+	if err != nil {
+		return nil, err
+	}
+	var out []loop
+	for _, d := range dirs {
+		path, err := os.ReadFile(filepath.Join(d, "backing_file"))
+		if err != nil {
+			continue // detached meanwhile
+		}
+		lo := loop{
+			device: "/dev/" + filepath.Base(filepath.Dir(d)),
+			path:   strings.TrimSuffix(strings.TrimSpace(string(path)), " (deleted)"),
+		}
+		if f, err := os.Open(lo.device); err == nil {
+			if info, err := unix.IoctlLoopGetStatus64(int(f.Fd())); err == nil {
+				lo.file = fileID{info.Device, info.Inode}
+				lo.name, _, _ = strings.Cut(string(info.File_name[:]), "\x00")
+			}
+			f.Close()
+		}
+		out = append(out, lo)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].device < out[j].device })
+	return out, nil
+}
+
+// labLoops returns the loop devices over files in dir, over files of FUSE file systems that only
+// the given processes have mounted, and those of volumes whose FUSE file system nobody has mounted
+// any more: of nodes that were killed by other hands.
+func labLoops(dir string, pids []int) ([]loop, error) {
+	all, err := loops()
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	files, err := filesIn(dir)
+	if err != nil {
+		return nil, err
+	}
+	hosts := fuseDevices(os.Getpid())
+	mine := map[uint64]bool{}
+	for _, pid := range pids {
+		for dev := range fuseDevices(pid) {
+			mine[dev] = !hosts[dev]
+		}
+	}
+	everyones := allFuseDevices()
+	var out []loop
+	for _, lo := range all {
+		orphan := strings.HasPrefix(lo.name, frontendMark) && !everyones[lo.file.dev]
+		if orphan || files[lo.file] || mine[lo.file.dev] || below(lo.path, dir) || below(lo.name, dir) {
+			out = append(out, lo)
+		}
+	}
+	return out, nil
+}
+
+func below(path, dir string) bool { return strings.HasPrefix(path, dir+"/") }
+
+// filesIn returns the regular files below dir that are on dir's own file system.
+func filesIn(dir string) (map[fileID]bool, error) {
+	out := map[fileID]bool{}
+	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		var st unix.Stat_t
+		if unix.Lstat(p, &st) == nil {
+			out[fileID{st.Dev, st.Ino}] = true
+		}
+		return nil
+	})
+	return out, err
+}
+
+// frontendMark is what the names begin with that the engine gives its loop devices.
+const frontendMark = "keelson:"
+
+// allFuseDevices is fuseDevices of all processes together.
+func allFuseDevices() map[uint64]bool {
+	out, seen := map[uint64]bool{}, map[string]bool{}
+	for _, pid := range processes(func(int) bool { return true }) {
+		if ns := namespace(pid, "mnt"); ns == "" || seen[ns] {
+			continue
+		} else {
+			seen[ns] = true
+		}
+		for dev := range fuseDevices(pid) {
+			out[dev] = true
+		}
+	}
+	return out
+}
+
+// fuseDevices returns the device numbers of the FUSE file systems that the process sees mounted.
+func fuseDevices(pid int) map[uint64]bool {
+	out := map[uint64]bool{}
+	for _, m := range mounts(pid) {
+		if strings.HasPrefix(m.fsType, "fuse") {
+			out[m.dev] = true
+		}
+	}
+	return out
+}
+
+type mount struct {
+	dev                   uint64
+	point, fsType, source string
+}
+
+// mounts returns what the process sees mounted, in the order in which it was mounted.
+func mounts(pid int) []mount {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	if err != nil {
+		return nil
+	}
+	var out []mount
+	for _, line := range strings.Split(string(b), "\n") {
+		left, right, ok := strings.Cut(line, " - ")
+		l, r := strings.Fields(left), strings.Fields(right)
+		if !ok || len(l) < 5 || len(r) < 2 {
+			continue
+		}
+		major, minor, _ := strings.Cut(l[2], ":")
+		ma, err1 := strconv.ParseUint(major, 10, 32)
+		mi, err2 := strconv.ParseUint(minor, 10, 32)
+		if err1 != nil || err2 != nil {
+			continue
+		}
+		out = append(out, mount{dev: unix.Mkdev(uint32(ma), uint32(mi)), point: l[4], fsType: r[0], source: r[1]})
+	}
+	return out
+}
+
+// abortFUSE ends the FUSE connections behind frontends whose engine is gone for good, so that whoever waits
+// for an answer gets an error. A file system that is unmounted by the death of the engine itself
+// would wait for ever.
+func abortFUSE(list []loop) error {
+	var mine []loop
+	for _, lo := range list {
+		if strings.HasPrefix(lo.name, frontendMark) {
+			mine = append(mine, lo)
+		}
+	}
+	if len(mine) == 0 {
+		return nil
+	}
+	dir, err := os.MkdirTemp("", "keelson-fusectl-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(dir)
+	if err := unix.Mount("fusectl", dir, "fusectl", 0, ""); err != nil {
+		return fmt.Errorf("mount fusectl: %w", err)
+	}
+	defer func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }()
+	var errs []error
+	for _, lo := range mine {
+		abort := filepath.Join(dir, strconv.FormatUint(uint64(unix.Minor(lo.file.dev)), 10), "abort")
+		if err := os.WriteFile(abort, []byte("1"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// detach ends the loop devices. One that a file system still holds goes when that does; so
+// each is waited for.
+func detach(list []loop) error {
+	var errs []error
+	for _, lo := range list {
+		errs = append(errs, clearLoop(lo))
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for _, lo := range list {
+		for lo.inUse() {
+			if time.Now().After(deadline) {
+				errs = append(errs, fmt.Errorf("%s (%s) can't be detached: something still uses it", lo.device, lo.path))
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func clearLoop(lo loop) error {
+	f, err := os.Open(lo.device)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	err = unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0)
+	if err != nil && !errors.Is(err, unix.ENXIO) {
+		return fmt.Errorf("detach %s (%s): %w", lo.device, lo.path, err)
+	}
+	return nil
+}
+
+// inUse says whether the device is still attached to the same file.
+func (lo loop) inUse() bool {
+	b, err := os.ReadFile("/sys/block/" + filepath.Base(lo.device) + "/loop/backing_file")
+	if err != nil {
+		return false
+	}
+	return strings.TrimSuffix(strings.TrimSpace(string(b)), " (deleted)") == lo.path
+}

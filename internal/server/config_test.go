@@ -1,0 +1,80 @@
+package server
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"keelson.io/keelson/internal/spec"
+)
+
+func TestLoadConfig(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "keelson.yaml")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("node: n1\nroles: [storage]\nengine:\n  encryption: false\njoin: {url: https://a:9500, tokenFile: /t}\n")
+	c, err := LoadConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Node != "n1" || c.Engine.Encryption || c.APIPort != 9500 || len(c.Roles) != 1 || c.Roles[0] != spec.RoleStorage || c.Join.TokenFile != "/t" {
+		t.Fatalf("%+v", c)
+	}
+	if err := c.Complete(); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		"nodename: x":                  "line 1: unknown key nodename",
+		"node: a\nengine:\n  shard: 2": "line 3: unknown key shard",
+		"apiPort: many":                "line 1",
+		"node: a\n---\nnode: b":        "more than one",
+		"\tnode: a":                    "cannot start any token",
+	} {
+		write(text)
+		if _, err := LoadConfig(path); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%q: %v, want the file and %q", text, err, want)
+		}
+	}
+	write("")
+	if _, err := LoadConfig(path); err != nil {
+		t.Errorf("an empty file: %v", err)
+	}
+	if _, err := LoadConfig(path + ".missing"); err == nil {
+		t.Error("a file that isn't there but was asked for")
+	}
+}
+
+func TestConfigValidation(t *testing.T) {
+	for key, change := range map[string]func(*Config){
+		"node:":                 func(c *Config) { c.Node = "N_1" },
+		"dataDir:":              func(c *Config) { c.DataDir = "here" },
+		"runDir:":               func(c *Config) { c.RunDir = "" },
+		"address:":              func(c *Config) { c.Address = "0.0.0.0" },
+		"apiPort:":              func(c *Config) { c.APIPort = 70000 },
+		"enginePort:":           func(c *Config) { c.EnginePort = c.APIPort },
+		"roles:":                func(c *Config) { c.Roles = []spec.Role{"king"} },
+		"roles: empty":          func(c *Config) { c.Roles = nil },
+		"engine.shards:":        func(c *Config) { c.Engine.Shards = 1000 },
+		"log.level:":            func(c *Config) { c.Log.Level = "loud" },
+		"log.format:":           func(c *Config) { c.Log.Format = "xml" },
+		"join.url:":             func(c *Config) { c.Join.Token = "t" },
+		"join.url: \"10":        func(c *Config) { c.Join = JoinConfig{URL: "10.0.0.1", Token: "t"} },
+		"join.url: \"https://a": func(c *Config) { c.Join = JoinConfig{URL: "https://a", Token: "t"} },
+		"join.token:":           func(c *Config) { c.Join.URL = "https://a:9500" },
+		"join:":                 func(c *Config) { c.Join = JoinConfig{"u", "t", "f"} },
+		"metadata:":             func(c *Config) { c.Metadata.CertFile = "/c" },
+		"metadata.endpoints":    func(c *Config) { c.Metadata.CAFile = "/c" },
+	} {
+		c := DefaultConfig()
+		c.Node, c.Address = "n1", "10.0.0.1"
+		change(&c)
+		if err := c.Complete(); err == nil || !strings.HasPrefix(err.Error(), key) {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+}

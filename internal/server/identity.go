@@ -1,0 +1,186 @@
+package server
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"keelson.io/keelson/internal/api"
+	"keelson.io/keelson/internal/pki"
+	"keelson.io/keelson/internal/spec"
+)
+
+func pkiDir(dataDir string) pki.Dir { return pki.Dir(filepath.Join(dataDir, "pki")) }
+
+func caPath(dataDir string) string   { return pkiDir(dataDir).Path("ca.crt") }
+func certPath(dataDir string) string { return pkiDir(dataDir).Path(pki.NodePair + ".crt") }
+func keyPath(dataDir string) string  { return pkiDir(dataDir).Path(pki.NodePair + ".key") }
+
+// identity is a node's certificate, as it is in the data directory now (it is renewed there), and the
+// CA that it trusts. Safe for concurrent use.
+type identity struct {
+	dir pki.Dir
+	ca  *pki.CA
+	mu  struct {
+		sync.Mutex
+		pair   *pki.Pair
+		loaded time.Time // of the file that pair is from
+	}
+}
+
+func loadIdentity(dataDir string) (*identity, error) {
+	dir := pkiDir(dataDir)
+	ca, err := dir.LoadCA()
+	if err != nil {
+		return nil, fmt.Errorf("the cluster's CA: %w", err)
+	}
+	id := &identity{dir: dir, ca: ca}
+	_, err = id.pair()
+	return id, err
+}
+
+func (id *identity) pair() (*pki.Pair, error) {
+	st, err := os.Stat(id.dir.Path(pki.NodePair + ".crt"))
+	if err != nil {
+		return nil, fmt.Errorf("this node's certificate: %w", err)
+	}
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	if !st.ModTime().Equal(id.mu.loaded) {
+		p, err := id.dir.LoadPair(pki.NodePair)
+		if err != nil {
+			return nil, fmt.Errorf("this node's certificate: %w", err)
+		}
+		id.mu.pair, id.mu.loaded = p, st.ModTime()
+	}
+	return id.mu.pair, nil
+}
+
+func (id *identity) certificate() (*tls.Certificate, error) {
+	p, err := id.pair()
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: [][]byte{p.Cert.Raw}, PrivateKey: p.Key, Leaf: p.Cert}, nil
+}
+
+// client is the TLS configuration of connections to the node of that name, "" for any of the cluster.
+func (id *identity) client(node string) (*tls.Config, error) {
+	p, err := id.pair()
+	if err != nil {
+		return nil, err
+	}
+	c, err := pki.ClientTLS(id.ca, p, node)
+	if err != nil {
+		return nil, err
+	}
+	c.Certificates = nil
+	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return id.certificate() }
+	return c, nil
+}
+
+// server is the TLS configuration of a listener; with optional, a client may come without a certificate.
+func (id *identity) server(optional bool) (*tls.Config, error) {
+	p, err := id.pair()
+	if err != nil {
+		return nil, err
+	}
+	c, err := pki.ServerTLS(id.ca, p, optional)
+	if err != nil {
+		return nil, err
+	}
+	c.Certificates = nil
+	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return id.certificate() }
+	return c, nil
+}
+
+// engineTLS returns the configurations of connections between engines.
+func (id *identity) engineTLS() (func() (client, server *tls.Config), error) {
+	client, err := id.client("")
+	if err != nil {
+		return nil, err
+	}
+	server, err := id.server(false)
+	return func() (*tls.Config, *tls.Config) { return client, server }, err
+}
+
+// dialer keeps one client for each API address. Safe for concurrent use.
+type dialer struct {
+	id *identity
+	mu struct {
+		sync.Mutex
+		clients map[string]*api.Client
+	}
+}
+
+func newDialer(id *identity) *dialer {
+	d := &dialer{id: id}
+	d.mu.clients = map[string]*api.Client{}
+	return d
+}
+
+// dial returns the client for a node's API. Connections are made when they are used.
+func (d *dialer) dial(n spec.Node) *api.Client {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	key := n.Name + " " + n.APIAddr
+	c := d.mu.clients[key]
+	if c == nil {
+		t, err := d.id.client(n.Name)
+		if err != nil {
+			t = &tls.Config{} // it can't verify anybody, so every call fails and says so
+		}
+		c = api.NewClient(httpClient(t), "https://"+n.APIAddr)
+		d.mu.clients[key] = c
+	}
+	return c
+}
+
+// httpClient gives up early on hosts that don't answer, and doesn't limit how long a call may take.
+func httpClient(c *tls.Config) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		TLSClientConfig: c, TLSHandshakeTimeout: 5 * time.Second,
+		DialContext:     (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
+		IdleConnTimeout: 30 * time.Second, MaxIdleConnsPerHost: 4,
+	}}
+}
+
+// peerClient returns a client for the API at addr, of whichever node of the cluster.
+func peerClient(dataDir, addr string) (*api.Client, error) {
+	id, err := loadIdentity(dataDir)
+	if err != nil {
+		return nil, err
+	}
+	t, err := id.client("")
+	if err != nil {
+		return nil, err
+	}
+	return api.NewClient(httpClient(t), "https://"+addr), nil
+}
+
+// LocalClient returns a client that shows the certificate in the data directory: to this node's API,
+// or to the one at server (HOST:PORT or a URL).
+func LocalClient(dataDir, server string) (*api.Client, error) {
+	st, err := ReadState(dataDir)
+	if errors.Is(err, ErrNoState) {
+		return nil, fmt.Errorf("%w; run this on a node of a cluster, or give its data directory with --data-dir", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	addr := strings.TrimSuffix(strings.TrimPrefix(server, "https://"), "/")
+	if addr == "" {
+		addr = st.APIAddr
+	}
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		addr = net.JoinHostPort(addr, fmt.Sprint(DefaultConfig().APIPort))
+	}
+	return peerClient(dataDir, addr)
+}
