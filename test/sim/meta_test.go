@@ -1,0 +1,183 @@
+package sim_test
+
+import (
+	"errors"
+	"slices"
+	"time"
+
+	"keelson.io/keelson/internal/aio/sim"
+	"keelson.io/keelson/internal/meta"
+	"keelson.io/keelson/internal/spec"
+)
+
+// store is the metadata, as far as one volume needs it: its record with a revision, and the nodes'
+// leases. It's outside all nodes and never fails itself; the way to it does.
+type store struct {
+	c    *cluster
+	rec  spec.Volume
+	rev  meta.Rev
+	down bool
+	// loss is set for a column when the in-sync set was recorded anew after every member of the
+	// old one had lost its run: only then may acknowledged writes that weren't flushed be missing.
+	loss map[int]bool
+}
+
+var errHeld = errors.New("held by a node whose lease is alive")
+
+func cloneRecord(v spec.Volume) spec.Volume {
+	v.State.Columns = slices.Clone(v.State.Columns)
+	for i := range v.State.Columns {
+		v.State.Columns[i].Members = slices.Clone(v.State.Columns[i].Members)
+	}
+	return v
+}
+
+func (s *store) reachable(n *node) bool { return !s.down && !n.metaCut && n.sn.On() }
+
+// leaseAlive reports whether a node's lease is held at this moment.
+func (s *store) leaseAlive(name string) bool {
+	n := s.c.node(name)
+	return n != nil && s.c.w.Now() < n.leaseUntil
+}
+
+// tick keeps the leases of the nodes that reach the store, and tells them of the record's and
+// the leases' changes.
+func (s *store) tick() {
+	for _, n := range s.c.nodes {
+		if !s.reachable(n) {
+			continue
+		}
+		n.leaseUntil = s.c.w.Now() + meta.LeaseTTL
+		for _, o := range s.c.nodes {
+			n.sees[o.idx] = s.leaseAlive(o.name)
+		}
+		s.tell(n)
+	}
+	s.c.w.After(time.Second, "leases", s.tick)
+}
+
+// tell shows a node's coordinator the record as it is now.
+func (s *store) tell(n *node) {
+	e := n.eng
+	if e == nil || e.vol == nil {
+		return
+	}
+	rec, rev := cloneRecord(s.rec), s.rev
+	e.l.Post(func() {
+		if e.vol != nil {
+			e.vol.Update(rec, rev)
+		}
+	})
+}
+
+// put writes the record.
+func (s *store) put(next spec.Volume) {
+	prev := s.rec
+	if next.State.Fenced > prev.State.Fenced {
+		for i, col := range prev.State.Columns {
+			if s.runsLost(col) {
+				s.c.w.Tracef("meta: column %d: every in-sync member had lost its run", i)
+				s.loss[i] = true
+			}
+		}
+	}
+	s.rev++
+	s.rec = next
+	s.c.checkRecord(prev, next)
+	s.c.checkLeaving(prev, next)
+	if s.c.w.Tracing() {
+		s.c.w.Tracef("meta: rev %d: %s", s.rev, describe(next))
+	}
+	for _, n := range s.c.nodes {
+		s.c.w.After(s.delay(), "watch", func() {
+			if s.reachable(n) {
+				s.tell(n)
+			}
+		})
+	}
+}
+
+// runsLost reports whether no in-sync member is in the run in which it acknowledged.
+func (s *store) runsLost(col spec.Column) bool {
+	for _, m := range col.Members {
+		if m.State == spec.InSync && (m.Run == "" || m.Run == s.c.node(m.Node).run()) {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *store) delay() time.Duration {
+	d := time.Duration(300+s.c.w.Rand().IntN(2000)) * time.Microsecond
+	if s.c.w.Chance(0.05) {
+		d *= 50
+	}
+	return d
+}
+
+// client is one process's access to the store: volume.Metadata.
+type client struct {
+	s *store
+	n *node
+	l *sim.Loop
+}
+
+// Update implements volume.Metadata.
+func (m *client) Update(mutate func(*spec.Volume) error, done func(spec.Volume, meta.Rev, error)) {
+	m.update(true, mutate, done)
+}
+
+// update reads, changes and writes the record. If it isn't patient it ends with an error where the
+// store can't be reached.
+func (m *client) update(patient bool, mutate func(*spec.Volume) error, done func(spec.Volume, meta.Rev, error)) {
+	s, w := m.s, m.s.c.w
+	answer := func(rec spec.Volume, rev meta.Rev, err error) {
+		rec = cloneRecord(rec)
+		w.After(s.delay(), "meta answer", func() {
+			if !m.l.Dead() {
+				m.l.Post(func() { done(rec, rev, err) })
+			}
+		})
+	}
+	again := func() {
+		if !patient {
+			answer(s.rec, s.rev, meta.ErrUnavailable)
+			return
+		}
+		w.After(s.delay()+200*time.Millisecond, "meta retry", func() { m.update(patient, mutate, done) })
+	}
+	if m.l.Dead() {
+		return
+	}
+	w.After(s.delay(), "meta read", func() {
+		if m.l.Dead() {
+			return
+		}
+		if !s.reachable(m.n) {
+			again()
+			return
+		}
+		rec, rev := cloneRecord(s.rec), s.rev
+		if err := mutate(&rec); err != nil {
+			answer(s.rec, s.rev, err)
+			return
+		}
+		w.After(s.delay(), "meta write", func() {
+			// A request that was sent arrives also when its sender is dead by now.
+			switch {
+			case !s.reachable(m.n):
+				again()
+			case s.rev != rev:
+				w.After(s.delay(), "meta conflict", func() { m.update(patient, mutate, done) })
+			default:
+				s.put(rec)
+				if w.Chance(s.c.p.lostAnswers) {
+					w.Tracef("meta: answer to %s is lost", m.n.name)
+					again()
+					return
+				}
+				answer(rec, s.rev, nil)
+			}
+		})
+	})
+}

@@ -1,0 +1,143 @@
+package sim_test
+
+import (
+	"testing"
+	"time"
+)
+
+// scenario plays a run whose faults are given, instead of drawn.
+func scenario(t *testing.T, seed uint64, prepare func(p *params), faults func(c *cluster)) *cluster {
+	t.Helper()
+	c := newClusterWith(seed, nil, func(p *params) {
+		p.nodes, p.replicas, p.columns, p.size = 3, 2, 1, 8<<20
+		p.clients, p.readers, p.readShare, p.think = 2, 2, 0.4, 5*time.Millisecond
+		p.lasts, p.faults, p.lostAnswers, p.drift = 16*time.Second, nil, 0, 0
+		if prepare != nil {
+			prepare(p)
+		}
+	})
+	c.w.After(3*time.Second, "scenario", func() { faults(c) })
+	err := c.run()
+	if testing.Verbose() {
+		t.Logf("seed %d: %s", seed, c.summary())
+	}
+	if err != nil {
+		t.Fatalf("seed %d: %v", seed, err)
+	}
+	return c
+}
+
+// TestCutHolder cuts the node that has the volume off from everything: another takes over, and what the old
+// one's clients read meanwhile is never stale.
+func TestCutHolder(t *testing.T) {
+	for seed := uint64(1); seed <= 10; seed++ {
+		c := scenario(t, seed, nil, func(c *cluster) { c.isolateFor(c.holder(), 12*time.Second) })
+		if c.counts["takeover"] != 1 {
+			t.Errorf("seed %d: not taken over: %s", seed, c.summary())
+		}
+	}
+}
+
+// TestLostLease cuts the holder off from the metadata only, until its lease is gone, and from the other nodes just
+// about when another takes over: what it may still read is over before anything is written there.
+func TestLostLease(t *testing.T) {
+	for seed := uint64(1); seed <= 8; seed++ {
+		c := scenario(t, seed, func(p *params) { p.readers = 4 }, func(c *cluster) {
+			n := c.holder()
+			n.metaCut = true
+			c.w.After(time.Duration(2500+250*seed)*time.Millisecond, "cut", func() { c.isolateFor(n, 8*time.Second) })
+		})
+		if c.counts["takeover"] != 1 {
+			t.Errorf("seed %d: not taken over: %s", seed, c.summary())
+		}
+	}
+}
+
+// TestLastCopyLosesPower cuts one of two copies off, and takes the power of the other one's machine before the first was
+// taken out of the in-sync set: it must not be taken out any more.
+func TestLastCopyLosesPower(t *testing.T) {
+	for seed := uint64(1); seed <= 20; seed++ {
+		scenario(t, seed, func(p *params) { p.readShare, p.diskless = 0.1, true }, func(c *cluster) {
+			h := c.holder()
+			members := c.s.rec.State.Columns[0].Members
+			a, b := c.node(members[0].Node), c.node(members[1].Node)
+			c.w.Cut(h.sn, a.sn)
+			c.w.Cut(a.sn, h.sn)
+			c.w.After(time.Duration(2000+100*seed)*time.Millisecond, "power", func() {
+				b.powerLoss()
+				c.restartLater(b, 4*time.Second)
+			})
+			c.w.After(15*time.Second, "heal", c.w.HealAll)
+		})
+	}
+}
+
+// TestOwnWritesOfLostHolder cuts the holder, which has a copy, off in the middle of writes, and nothing is written any
+// more: what only its copy has must not survive there.
+func TestOwnWritesOfLostHolder(t *testing.T) {
+	for seed := uint64(1); seed <= 10; seed++ {
+		scenario(t, seed, func(p *params) {
+			p.size, p.checkpointEvery, p.readShare = 64<<20, 300*time.Millisecond, 0
+			p.clients, p.think = 6, 60*time.Millisecond
+		}, func(c *cluster) {
+			c.isolateFor(c.holder(), 10*time.Second)
+			c.w.After(time.Second, "no more writes", func() { c.readOnly = true })
+		})
+	}
+}
+
+// TestMemberRestartsDuringAttach takes the power of a member's machine after it answered the fence of a new term, and
+// before the metadata, which can't be reached, has recorded it as in sync: what it had not flushed is gone, and it
+// must not count as a copy.
+func TestMemberRestartsDuringAttach(t *testing.T) {
+	for seed := uint64(1); seed <= 6; seed++ {
+		scenario(t, seed, func(p *params) {
+			p.readShare, p.replicas, p.checkpointEvery, p.clients, p.readers = 0.1, 3, 30*time.Second, 6, 0
+		}, func(c *cluster) {
+			h := c.holder()
+			term := c.s.rec.State.Term
+			h.crash()
+			c.restartLater(h, time.Second)
+			var wait func()
+			wait = func() {
+				if c.s.rec.State.Term == term {
+					c.w.After(time.Millisecond, "wait for the new term", wait)
+					return
+				}
+				c.s.down = true
+				var others []*node
+				for _, n := range c.nodes {
+					if n != h {
+						others = append(others, n)
+					}
+				}
+				c.w.After(500*time.Millisecond, "power", others[0].powerLoss)
+				c.w.After(500*time.Millisecond, "crash", others[1].crash)
+				c.restartLater(others[0], 600*time.Millisecond)
+				c.restartLater(others[1], 600*time.Millisecond)
+				c.w.After(4*time.Second, "meta up", func() { c.s.down = false })
+			}
+			wait()
+		})
+	}
+}
+
+// TestTakeoverOfStriped kills the engine of a striped volume again and again under load: requests that touch several columns
+// are executed again as a whole, and nothing that was answered meanwhile may be undone.
+func TestTakeoverOfStriped(t *testing.T) {
+	for seed := uint64(1); seed <= 6; seed++ {
+		scenario(t, seed, func(p *params) {
+			p.columns, p.readShare, p.clients, p.readers, p.seam = 2, 0.3, 6, 0, true
+			p.ioLatency.Max, p.ioLatency.Tail = 100*time.Millisecond, 0.1
+		}, func(c *cluster) {
+			for i := range 20 {
+				c.w.After(time.Duration(i)*600*time.Millisecond, "kill", func() {
+					if n := c.holder(); n.sn.Loop() != nil {
+						n.crash()
+						c.restartLater(n, 50*time.Millisecond)
+					}
+				})
+			}
+		})
+	}
+}

@@ -1,0 +1,99 @@
+package system
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"keelson.io/keelson/internal/lab"
+)
+
+// A node's keeper is killed by a stranger, so that nobody can say in which order things end, while a file
+// system is mounted and written to. Down must get rid of all the same.
+func TestLabDownAfterACrash(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: runs daemons in namespaces")
+	}
+	b, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const name = "system-crash"
+	dir := lab.Dir(name)
+	remove := func() error {
+		if err := lab.Down(name, dir); err != nil && !errors.Is(err, lab.ErrNoLab) {
+			return err
+		}
+		return nil
+	}
+	if err := remove(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	l, err := lab.Up(t.Context(), lab.Config{Name: name, Binary: b, Nodes: 1, Zones: 1, PoolSize: "1Gi"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cluster{l, t}
+	c.keelson("n1", "volume", "create", "v", "--size", "64Mi", "--replicas", "1")
+	dev := c.attach("n1", "v", "fuse")
+	mnt := filepath.Join(dir, "mnt")
+	c.shell("n1", "mkdir "+mnt+" && mkfs.ext4 -q "+dev+" && mount "+dev+" "+mnt)
+	writer, err := l.Command(t.Context(), "n1", "sh", "-c", "while dd if=/dev/zero of="+mnt+"/f bs=1M count=8 conv=fsync; do :; done")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := writer.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = writer.Wait() }()
+
+	if err := syscall.Kill(keeperOf(t, dir), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := lab.Down(name, dir); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("sh", "-c", "losetup -l -n -O BACK-FILE; ls /run/netns; ls "+filepath.Dir(dir)+"; ps -eo args; cat /proc/mounts").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(string(out), "\n") {
+		if strings.Contains(line, name) {
+			t.Errorf("left behind: %s", line)
+		}
+	}
+	if _, err := os.Stat("/sys/block/" + filepath.Base(dev) + "/loop/backing_file"); err == nil {
+		t.Errorf("%s is still attached", dev)
+	}
+}
+
+// keeperOf returns the PID of the keeper of the only node of the lab in dir.
+func keeperOf(t *testing.T, dir string) int {
+	t.Helper()
+	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range procs {
+		b, err := os.ReadFile(p)
+		if err == nil && strings.Contains(string(b), "\x00lab\x00keeper\x00--dir\x00"+dir+"\x00") {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pid
+		}
+	}
+	t.Fatalf("no keeper of %s runs", dir)
+	return 0
+}
