@@ -9,10 +9,9 @@ import (
 
 // Pauses of retries.
 const (
-	fullRetry   = 500 * time.Millisecond
-	lossRetry   = time.Second
-	fenceStuck  = 10 * time.Second
-	rejoinDelay = 0
+	fullRetry  = 500 * time.Millisecond
+	lossRetry  = time.Second
+	fenceStuck = 10 * time.Second
 )
 
 // decide ends fencing when enough members have answered: at least one in its recorded run, otherwise all.
@@ -410,7 +409,7 @@ func (c *Column) UpdateMembers(list []spec.Member, now time.Duration) bool {
 		}
 		if slot := c.freeSlot(); slot >= 0 {
 			c.put(slot, m)
-			c.members[slot].nextRejoin = now + rejoinDelay
+			c.members[slot].nextRejoin = now
 		}
 	}
 	for i := range c.members {
