@@ -156,7 +156,7 @@ func labTable(w io.Writer, nodes []lab.NodeStatus) {
 				state += ",cut"
 			}
 			var procs []string
-			for _, name := range []string{"server", "etcd", "engine", "control"} {
+			for _, name := range []string{"server", "etcd", "engine", "control", "holder"} {
 				if pid, ok := n.PIDs[name]; ok {
 					procs = append(procs, fmt.Sprintf("%s:%d", name, pid))
 				}
@@ -195,7 +195,7 @@ func newLabHealCommand(o *labOptions) *cobra.Command {
 
 func newLabKillCommand(o *labOptions) *cobra.Command {
 	return &cobra.Command{
-		Use: "kill NODE [server|etcd|engine|control]", Short: "Crash a node, or kill one of its processes with SIGKILL",
+		Use: "kill NODE [server|etcd|engine|control|holder]", Short: "Crash a node, or kill one of its processes with SIGKILL",
 		Args: args(cobra.RangeArgs(1, 2)), ValidArgsFunction: completeLabNodes(o),
 		RunE: func(_ *cobra.Command, a []string) error {
 			l, err := o.load()

@@ -59,12 +59,15 @@ func newRootCommand() *cobra.Command {
 	root.PersistentFlags().StringVar(&g.config, "config", os.Getenv("KEELSON_CONFIG"), "configuration file (KEELSON_CONFIG; default "+server.DefaultConfigFile+")")
 	root.PersistentFlags().StringVar(&g.dataDir, "data-dir", os.Getenv("KEELSON_DATA_DIR"), "the node's data directory (KEELSON_DATA_DIR; default from the configuration)")
 	root.PersistentFlags().StringVar(&g.server, "server", os.Getenv("KEELSON_SERVER"), "API to talk to, HOST:PORT or https://HOST:PORT (KEELSON_SERVER; default this node's)")
-	for _, name := range []string{"config", "data-dir", "server"} {
+	root.PersistentFlags().StringVar(&g.token, "token", os.Getenv("KEELSON_TOKEN"), "API token, instead of this node's certificate; needs --server (KEELSON_TOKEN)")
+	root.PersistentFlags().StringVar(&g.tokenFile, "token-file", os.Getenv("KEELSON_TOKEN_FILE"), "file that has the API token (KEELSON_TOKEN_FILE)")
+	for _, name := range []string{"config", "data-dir", "server", "token", "token-file"} {
 		root.PersistentFlags().Lookup(name).DefValue = "" // the help says where it comes from; what is set now is of no use there
 	}
 	root.AddCommand(
-		newServerCommand(g), newPrepareCommand(g), newEtcdCommand(g), newEngineCommand(g), newControlCommand(g),
+		newServerCommand(g), newPrepareCommand(g), newEtcdCommand(g), newEngineCommand(g), newControlCommand(g), newHolderCommand(g),
 		newStatusCommand(g), newNodeCommand(g), newPoolCommand(g), newVolumeCommand(g), newTokenCommand(g),
+		newAPITokenCommand(g), newAuditCommand(g), newEventsCommand(g),
 		newSettingsCommand(g), newLabCommand(), newCompletionCommand(), newVersionCommand(),
 	)
 	return root
@@ -109,7 +112,7 @@ func message(err error) string {
 	if !errors.As(err, &ce) {
 		return err.Error()
 	}
-	if errors.Is(err, pki.ErrOtherCluster) {
+	if errors.Is(err, pki.ErrOtherCluster) || errors.Is(err, pki.ErrAPITokenCluster) {
 		return ce.Message()
 	}
 	if ce.Code() == connect.CodeUnavailable && !connect.IsWireError(ce) {
@@ -130,7 +133,7 @@ func exitCode(err error) int {
 		return exitNotFound
 	case errors.Is(err, lab.ErrExists), errors.Is(err, lab.ErrNotUp):
 		return exitConflict
-	case errors.Is(err, pki.ErrOtherCluster):
+	case errors.Is(err, pki.ErrOtherCluster), errors.Is(err, pki.ErrAPITokenForm), errors.Is(err, pki.ErrAPITokenCluster):
 		return exitDenied
 	case errors.As(err, &usage), errors.As(err, &invalid):
 		return exitUsage

@@ -58,6 +58,9 @@ func sample() *pb.StatusResponse {
 		Volumes: []*pb.Volume{{
 			Id: "00000000000000d1", Name: "pg", Size: 4 << 30, Replicas: 2, ColumnCount: 1, ZoneSpread: true, Created: at, Term: 3, Node: "n1",
 			Frontend: "fuse", Device: "/dev/loop0", Health: "Degraded", Condition: "column 0: the replica on n2 is Syncing",
+			Scrub: &pb.Scrub{Number: 3, State: "Paused", Done: 1 << 30, Total: 4 << 30, Begun: at, Findings: &pb.ScrubFindings{Repaired: 1}, Last: &pb.ScrubResult{
+				Number: 2, Begun: at, Ended: at, Findings: &pb.ScrubFindings{Bytes: 3 << 30, Repaired: 4, Differing: 2, Partial: true,
+					Bad: []*pb.ScrubBad{{Off: 8192, Len: 8192, Differ: true, Pools: []string{"00000000000000b1"}}, {Off: 65536, Len: 4096}}}}},
 			NodeSelector: map[string]string{"disk": "fast"},
 			Columns: []*pb.Column{{Members: []*pb.Member{
 				{Replica: "00000000000000e1", Node: "n1", Pool: "00000000000000b1", State: "InSync", Since: at, Reason: "zone z1 had no copy; the only candidate", Alive: true},
@@ -75,7 +78,7 @@ func TestTables(t *testing.T) {
 		"node.golden":   func(w io.Writer) { nodeDetails(w, s.Nodes[0]) },
 		"pool.golden":   func(w io.Writer) { poolDetails(w, s.Pools[0]) },
 		"settings.golden": func(w io.Writer) {
-			settingsTable(w, &pb.Settings{RebuildAfter: durationpb.New(10 * time.Minute), RebuildBandwidth: 200 << 20, Overcommit: 10})
+			settingsTable(w, &pb.Settings{RebuildAfter: durationpb.New(10 * time.Minute), RebuildBandwidth: 200 << 20, AnswerLimit: durationpb.New(10 * time.Second), Overcommit: 10})
 		},
 	} {
 		var b bytes.Buffer
@@ -162,6 +165,7 @@ func TestUsageErrors(t *testing.T) {
 		{"pool add --file b", exitUsage, "--size"},
 		{"settings set speed 9", exitUsage, "speed"},
 		{"settings set rebuild-after soon", exitUsage, "soon"},
+		{"settings set answer-limit 10", exitUsage, "answer-limit"},
 		{"server --api-port 0", exitUsage, "apiPort"},
 		{"server --node A_b", exitUsage, "node"},
 		{"status", exitFailure, "--data-dir"},

@@ -87,6 +87,7 @@ func (o *ServerOptions) load(cmd *cobra.Command, g *globalOptions) (server.Confi
 
 func newServerCommand(g *globalOptions) *cobra.Command {
 	var o ServerOptions
+	var check bool
 	cmd := &cobra.Command{
 		Use: "server", Short: "Run this node",
 		Long: "Run this node: the metadata (on metadata nodes), the engine, and the API, as child processes.\n" +
@@ -101,10 +102,16 @@ func newServerCommand(g *globalOptions) *cobra.Command {
 			if os.Geteuid() != 0 {
 				return fmt.Errorf("%w: keelson server makes mounts and devices: run it as root", server.ErrPermanent)
 			}
+			if check {
+				return nil
+			}
 			return server.Supervise(cmd.Context(), c, childArgs())
 		},
 	}
 	o.register(cmd)
+	cmd.Flags().BoolVar(&check, "check", false, "only read the configuration")
+	_ = cmd.Flags().MarkHidden("check")
+	cmd.AddCommand(newUpgradeCommand(g))
 	return cmd
 }
 

@@ -46,22 +46,29 @@ func settingsTable(w io.Writer, s *pb.Settings) {
 	table(w, "SETTING VALUE", func(row func(...any)) {
 		row("rebuild-after", s.RebuildAfter.AsDuration())
 		row("rebuild-bandwidth", spec.FormatSize(s.RebuildBandwidth))
+		row("answer-limit", s.AnswerLimit.AsDuration())
 		row("overcommit", s.Overcommit)
+		every := lifetime(s.ScrubInterval.AsDuration())
+		row("scrub-interval", every.String())
+		row("scrub-bandwidth", spec.FormatSize(s.ScrubBandwidth))
 	})
 }
 
 func newSettingsSetCommand(g *globalOptions) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "set NAME VALUE", Short: "Change a setting: rebuild-after, rebuild-bandwidth or overcommit",
-		Example:   "  keelson settings set rebuild-after 30m\n  keelson settings set rebuild-bandwidth 100Mi",
+		Use: "set NAME VALUE", Short: "Change a setting: " + settingNames,
+		Example:   "  keelson settings set rebuild-after 30m\n  keelson settings set rebuild-bandwidth 100Mi\n  keelson settings set scrub-interval 7d",
 		Args:      args(cobra.ExactArgs(2)),
-		ValidArgs: []string{"rebuild-after", "rebuild-bandwidth", "overcommit"},
+		ValidArgs: []string{"rebuild-after", "rebuild-bandwidth", "answer-limit", "overcommit", "scrub-interval", "scrub-bandwidth"},
 		RunE: func(cmd *cobra.Command, a []string) error {
 			return runSettingsSet(cmd.Context(), g, a[0], a[1], cmd.OutOrStdout())
 		},
 	}
 	return cmd
 }
+
+// settingNames are the settings that there are.
+const settingNames = "rebuild-after, rebuild-bandwidth, answer-limit, overcommit, scrub-interval, scrub-bandwidth"
 
 func runSettingsSet(ctx context.Context, g *globalOptions, name, value string, w io.Writer) error {
 	r := &pb.SetSettingsRequest{}
@@ -78,14 +85,32 @@ func runSettingsSet(ctx context.Context, g *globalOptions, name, value string, w
 			return err
 		}
 		r.RebuildBandwidth = &n
+	case "answer-limit":
+		d, err := time.ParseDuration(value)
+		if err != nil {
+			return usageError{fmt.Errorf("answer-limit %q is no duration such as 10s", value)}
+		}
+		r.AnswerLimit = durationpb.New(d)
 	case "overcommit":
 		f, err := strconv.ParseFloat(value, 64)
 		if err != nil {
 			return usageError{fmt.Errorf("overcommit %q is no number", value)}
 		}
 		r.Overcommit = &f
+	case "scrub-interval":
+		var d lifetime
+		if err := d.Set(value); err != nil {
+			return usageError{fmt.Errorf("scrub-interval %q is no duration such as 30d or 12h, or 0", value)}
+		}
+		r.ScrubInterval = durationpb.New(time.Duration(d))
+	case "scrub-bandwidth":
+		n, err := spec.ParseSize(value)
+		if err != nil {
+			return err
+		}
+		r.ScrubBandwidth = &n
 	default:
-		return usageError{fmt.Errorf("there is no setting %q; the settings are rebuild-after, rebuild-bandwidth and overcommit", name)}
+		return usageError{fmt.Errorf("there is no setting %q; the settings are %s", name, settingNames)}
 	}
 	c, err := g.client()
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"keelson.io/keelson/internal/api"
 	pb "keelson.io/keelson/internal/api/keelsonv1"
+	"keelson.io/keelson/internal/spec"
 )
 
 func newTokenCommand(g *globalOptions) *cobra.Command {
@@ -22,12 +23,12 @@ func newTokenCommand(g *globalOptions) *cobra.Command {
 // TokenCreateOptions are the flags of token create.
 type TokenCreateOptions struct {
 	Roles  []string
-	TTL    time.Duration
+	TTL    lifetime
 	output outputFlag
 }
 
 func newTokenCreateCommand(g *globalOptions) *cobra.Command {
-	var o TokenCreateOptions
+	o := TokenCreateOptions{TTL: lifetime(api.DefaultTokenTTL)}
 	cmd := &cobra.Command{
 		Use: "create", Short: "Make a token, and print it; it is shown only once", Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -35,7 +36,7 @@ func newTokenCreateCommand(g *globalOptions) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringSliceVar(&o.Roles, "role", []string{"metadata", "storage"}, "roles that it gives")
-	cmd.Flags().DurationVar(&o.TTL, "ttl", api.DefaultTokenTTL, "how long it can be used, for any number of nodes")
+	cmd.Flags().Var(&o.TTL, "ttl", "how long it can be used, for any number of nodes")
 	o.output.register(cmd)
 	return cmd
 }
@@ -44,11 +45,16 @@ func runTokenCreate(ctx context.Context, g *globalOptions, o TokenCreateOptions,
 	if err := o.output.check(); err != nil {
 		return err
 	}
+	for _, role := range o.Roles {
+		if _, err := spec.ParseAPIRole(role); err == nil {
+			return usageError{fmt.Errorf("%s is a role of API tokens, and this makes tokens for joining; give: keelson api-token create --role %s", role, role)}
+		}
+	}
 	c, err := g.client()
 	if err != nil {
 		return err
 	}
-	r, err := c.Cluster.CreateToken(ctx, &pb.CreateTokenRequest{Roles: o.Roles, Ttl: durationpb.New(o.TTL)})
+	r, err := c.Cluster.CreateToken(ctx, &pb.CreateTokenRequest{Roles: o.Roles, Ttl: durationpb.New(time.Duration(o.TTL))})
 	if err != nil {
 		return err
 	}

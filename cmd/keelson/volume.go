@@ -19,7 +19,7 @@ import (
 func newVolumeCommand(g *globalOptions) *cobra.Command {
 	return group(&cobra.Command{Use: "volume", Aliases: []string{"vol"}, Short: "Create, attach and show volumes"},
 		newVolumeCreateCommand(g), newVolumeListCommand(g), newVolumeShowCommand(g),
-		newVolumeAttachCommand(g), newVolumeDetachCommand(g), newVolumeForceOnlineCommand(g), newVolumeDeleteCommand(g))
+		newVolumeAttachCommand(g), newVolumeDetachCommand(g), newVolumeForceOnlineCommand(g), newVolumeScrubCommand(g), newVolumeDeleteCommand(g))
 }
 
 // defaultWait is how long commands wait for what goes on in the background.

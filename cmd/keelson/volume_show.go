@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"keelson.io/keelson/internal/api"
 	pb "keelson.io/keelson/internal/api/keelsonv1"
 	"keelson.io/keelson/internal/spec"
 )
@@ -22,13 +23,16 @@ func volumeTable(w io.Writer, vols []*pb.Volume) {
 	})
 }
 
-// healthText is the health, with the progress of a resync.
+// healthText is the health, with the progress of a resync or a scrub.
 func healthText(v *pb.Volume) string {
 	var done, total int64
 	for _, c := range v.Columns {
 		for _, m := range c.Members {
 			done, total = done+m.ResyncDone, total+m.ResyncTotal
 		}
+	}
+	if total == 0 && v.Scrub.GetState() == api.ScrubRunning && v.Scrub.Total > 0 {
+		return fmt.Sprintf("%s (scrub %d%%)", v.Health, v.Scrub.Done*100/v.Scrub.Total)
 	}
 	if total == 0 {
 		return v.Health
@@ -64,7 +68,7 @@ func volumeDetails(w io.Writer, v *pb.Volume) {
 	attached := "no"
 	switch {
 	case v.Frontend == spec.FrontendNone && v.Node != "":
-		attached = "no; node " + v.Node + " rebuilds it"
+		attached = "no; node " + v.Node + " rebuilds or scrubs it"
 	case v.Node != "":
 		attached = fmt.Sprintf("on node %s, frontend %s", v.Node, v.Frontend)
 	}
@@ -83,7 +87,10 @@ func volumeDetails(w io.Writer, v *pb.Volume) {
 	}
 	fields(w, "Volume", v.Name, "ID", v.Id, "Size", spec.FormatSize(v.Size), "Policy", policy, "Health", v.Health,
 		"Condition", v.Condition, "Attached", attached, "Device", v.Device, "Term", v.Term,
-		"Created", v.Created.AsTime().Format(timeFormat))
+		"Created", v.Created.AsTime().Format(timeFormat), "Scrub", scrubText(v.Scrub), "Last scrub", lastScrubText(v.Scrub))
+	for _, b := range v.Scrub.GetLast().GetFindings().GetBad() {
+		fmt.Fprintf(w, "! %s\n", badText(b))
+	}
 	for i, c := range v.Columns {
 		fmt.Fprintf(w, "\nColumn %d\n", i)
 		ms := slices.Clone(c.Members)

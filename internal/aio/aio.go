@@ -149,10 +149,10 @@ type Conn interface {
 	Write(p []byte)
 	// Queued is the number of bytes not yet handed to the network.
 	Queued() int
-	// Expect tells, inside Data, that the handler can't go on before n more bytes have come. The loop may
-	// then gather that many, at most, before it shows them: fewer wake-ups for large frames. It counts until
-	// the next Data.
-	Expect(n int)
+	// Fill, inside Data, has the bytes that follow those which this Data consumes put into p (not empty) instead of
+	// being shown. Data is called again when p is full, with what has come behind it, perhaps nothing. p belongs to
+	// the loop until then, or until Closed.
+	Fill(p []byte)
 	// Close ends the connection; Closed is called, later, with a nil error.
 	Close()
 }

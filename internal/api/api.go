@@ -2,10 +2,10 @@
 // errors travel. The messages and services are in proto/, generated code in keelsonv1/.
 //
 // Every node answers every call from the metadata; what has to happen on a certain node is
-// forwarded to that node's API with this node's certificate. Without a verified client certificate
-// only JoinService answers.
+// forwarded to that node's API with this node's certificate.
 //
-// Invariants: no call changes anything before all of its arguments were checked; every
+// Invariants: who may call what is in the table of access.go, and nothing else answers; every call
+// that changes something leaves its entries in the audit log; no call changes anything before all of its arguments were checked; every
 // change of a noun compares the revision that it was decided on.
 //
 // The package owns no goroutine beyond those that a call waits for.
@@ -16,7 +16,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -65,60 +64,55 @@ type Config struct {
 	// Endpoints returns the client URLs of the metadata.
 	Endpoints func() []string
 	External  bool // the metadata is not run by Keelson
-	Log       *slog.Logger
-	Now       func() time.Time
+	// Pages are further HTTP handlers by their paths, such as /metrics, for whoever may see the nouns.
+	Pages map[string]http.Handler
+	// RenewBefore is how long before its end a node replaces its certificate; 0 is pki.RenewBefore.
+	RenewBefore time.Duration
+	Audit       Audit // nil keeps entries in the log alone
+	Log         *slog.Logger
+	Now         func() time.Time
 }
 
 // Server answers the calls.
-type Server struct{ cfg Config }
+type Server struct {
+	cfg       Config
+	strangers strangers
+}
 
 // New returns a server.
 func New(cfg Config) *Server {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.RenewBefore == 0 {
+		cfg.RenewBefore = pki.RenewBefore
+	}
 	return &Server{cfg: cfg}
 }
 
-// Handler returns the HTTP handler of all services.
-func (s *Server) Handler() http.Handler {
+// Handler returns the HTTP handler of all services and pages. It needs to be served over TLS.
+func (s *Server) Handler() http.Handler { return s.authenticated(s.services()) }
+
+// maxRequest bounds the size of a request, in bytes.
+const maxRequest = 1 << 20
+
+// services are the handlers of all services and pages, which look at the caller in the context.
+func (s *Server) services() http.Handler {
 	mux := http.NewServeMux()
-	opts := []connect.HandlerOption{connect.WithInterceptors(s.errors())}
+	opts := []connect.HandlerOption{connect.WithInterceptors(s.errors(), authorizer{s}), connect.WithReadMaxBytes(maxRequest)}
 	handle := func(path string, h http.Handler) { mux.Handle(path, h) }
 	handle(rpc.NewClusterServiceHandler(clusterService{s}, opts...))
 	handle(rpc.NewNodeServiceHandler(nodeService{s}, opts...))
 	handle(rpc.NewPoolServiceHandler(poolService{s}, opts...))
 	handle(rpc.NewVolumeServiceHandler(volumeService{s}, opts...))
+	handle(rpc.NewAccessServiceHandler(accessService{s}, opts...))
 	handle(rpc.NewJoinServiceHandler(joinService{s}, opts...))
+	for path, h := range s.cfg.Pages {
+		handle(path, s.page(viewer, h))
+	}
+	mux.Handle("/", s.page(viewer, http.NotFoundHandler()))
 	return mux
 }
-
-// RequireCertificate lets through only requests with a verified client certificate, and those
-// of JoinService.
-func RequireCertificate(next http.Handler) http.Handler {
-	refuse := connect.NewErrorWriter()
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
-			if id, ok := pki.PeerIdentity(*r.TLS); ok {
-				next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), peerKey{}, id)))
-				return
-			}
-		}
-		if strings.HasPrefix(r.URL.Path, "/"+rpc.JoinServiceName+"/") {
-			next.ServeHTTP(w, r)
-			return
-		}
-		err := connect.NewError(connect.CodeUnauthenticated, errors.New("a certificate of this cluster is needed; run the command on a node of it"))
-		if refuse.IsSupported(r) {
-			_ = refuse.Write(w, r, err)
-			return
-		}
-		http.Error(w, err.Message(), http.StatusUnauthorized)
-	})
-}
-
-// peerKey is the context key of the caller's pki.Identity.
-type peerKey struct{}
 
 // errors is the interceptor that turns what handlers return into connect's errors, and
 // logs what nobody expected.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
@@ -93,6 +94,7 @@ type testCluster struct {
 	engines map[string]*fakeEngine
 	servers map[string]*httptest.Server
 	leases  map[string]context.CancelFunc
+	ca      *pki.CA
 }
 
 func newTestCluster(t *testing.T, nodes ...string) *testCluster {
@@ -106,13 +108,14 @@ func newTestCluster(t *testing.T, nodes ...string) *testCluster {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.ca = ca
 	for i, n := range nodes {
 		c.engines[n] = &fakeEngine{node: n, store: c.store}
 		s := New(Config{
 			Node: n, Version: "test", Store: c.store, Engine: c.engines[n], CA: ca, Log: slog.New(slog.DiscardHandler),
 			Dial: func(n spec.Node) *Client { return NewClient(c.servers[n.Name].Client(), c.servers[n.Name].URL) },
 		})
-		hs := httptest.NewServer(s.Handler())
+		hs := httptest.NewServer(asNode(n, s.services()))
 		t.Cleanup(hs.Close)
 		c.servers[n], c.clients[n] = hs, NewClient(hs.Client(), hs.URL)
 		node := spec.Node{Name: n, ID: spec.NewID(), Roles: []spec.Role{spec.RoleStorage}, Zone: fmt.Sprintf("z%d", i), APIAddr: n + ":1"}
@@ -125,6 +128,14 @@ func newTestCluster(t *testing.T, nodes ...string) *testCluster {
 		}
 	}
 	return c
+}
+
+// asNode has the handler see the certificate of a node.
+func asNode(name string, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx := context.WithValue(r.Context(), identityKey{}, pki.Identity{Role: pki.RoleNode, Node: name})
+		next.ServeHTTP(w, r.WithContext(context.WithValue(ctx, callerKey{}, caller{level: node, name: "node/" + name})))
+	})
 }
 
 // lease has the node hold its lease until the test ends or it is killed.
@@ -351,6 +362,18 @@ func TestSettingsAndTokens(t *testing.T) {
 	}
 	_, err = cl.SetSettings(ctx, &pb.SetSettingsRequest{Overcommit: proto.Float64(0)})
 	code(t, "no overcommit", err, connect.CodeInvalidArgument, "overcommit")
+	for _, d := range []time.Duration{0, spec.MinAnswerLimit - 1, spec.MaxAnswerLimit + 1, -time.Second} {
+		_, err = cl.SetSettings(ctx, &pb.SetSettingsRequest{AnswerLimit: durationpb.New(d)})
+		code(t, d.String(), err, connect.CodeInvalidArgument, "answer-limit", "2s", "1m40s")
+	}
+	if s.AnswerLimit.AsDuration() != spec.DefaultAnswerLimit {
+		t.Errorf("answer-limit is %s", s.AnswerLimit.AsDuration())
+	}
+	for _, d := range []time.Duration{spec.MinAnswerLimit, spec.MaxAnswerLimit} {
+		if s, err = cl.SetSettings(ctx, &pb.SetSettingsRequest{AnswerLimit: durationpb.New(d)}); err != nil || s.AnswerLimit.AsDuration() != d {
+			t.Errorf("%v, %v", s, err)
+		}
+	}
 	if got, err := cl.GetSettings(ctx, &pb.GetSettingsRequest{}); err != nil || !proto.Equal(got, s) {
 		t.Errorf("%v, %v", got, err)
 	}

@@ -3,6 +3,8 @@ package api
 import (
 	"net/http"
 
+	"connectrpc.com/connect"
+
 	rpc "keelson.io/keelson/internal/api/keelsonv1/keelsonv1connect"
 )
 
@@ -12,16 +14,19 @@ type Client struct {
 	Nodes   rpc.NodeServiceClient
 	Pools   rpc.PoolServiceClient
 	Volumes rpc.VolumeServiceClient
+	Access  rpc.AccessServiceClient
 	Join    rpc.JoinServiceClient
 }
 
 // NewClient returns a client of the API at base (https://host:port). TLS is h's affair.
 func NewClient(h *http.Client, base string) *Client {
+	opt := connect.WithInterceptors(passOn())
 	return &Client{
-		Cluster: rpc.NewClusterServiceClient(h, base),
-		Nodes:   rpc.NewNodeServiceClient(h, base),
-		Pools:   rpc.NewPoolServiceClient(h, base),
-		Volumes: rpc.NewVolumeServiceClient(h, base),
-		Join:    rpc.NewJoinServiceClient(h, base),
+		Cluster: rpc.NewClusterServiceClient(h, base, opt),
+		Nodes:   rpc.NewNodeServiceClient(h, base, opt),
+		Pools:   rpc.NewPoolServiceClient(h, base, opt),
+		Volumes: rpc.NewVolumeServiceClient(h, base, opt),
+		Access:  rpc.NewAccessServiceClient(h, base, opt),
+		Join:    rpc.NewJoinServiceClient(h, base, opt),
 	}
 }

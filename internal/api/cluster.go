@@ -109,6 +109,13 @@ func (c clusterService) SetSettings(ctx context.Context, r *pb.SetSettingsReques
 		return nil, errorf(errInvalid, "rebuild-after %s is negative", r.RebuildAfter.AsDuration())
 	case r.RebuildBandwidth != nil && *r.RebuildBandwidth < 1<<20:
 		return nil, errorf(errInvalid, "rebuild-bandwidth %d is below 1 MiB a second", *r.RebuildBandwidth)
+	case r.ScrubInterval != nil && r.ScrubInterval.AsDuration() != 0 &&
+		(r.ScrubInterval.AsDuration() < spec.MinScrubInterval || r.ScrubInterval.AsDuration() > spec.MaxScrubInterval):
+		return nil, errorf(errInvalid, "scrub-interval %s is neither 0 nor between %s and %s", r.ScrubInterval.AsDuration(), spec.MinScrubInterval, spec.MaxScrubInterval)
+	case r.ScrubBandwidth != nil && *r.ScrubBandwidth < spec.MinScrubBandwidth:
+		return nil, errorf(errInvalid, "scrub-bandwidth %d is below 1 MiB a second", *r.ScrubBandwidth)
+	case r.AnswerLimit != nil && (r.AnswerLimit.AsDuration() < spec.MinAnswerLimit || r.AnswerLimit.AsDuration() > spec.MaxAnswerLimit):
+		return nil, errorf(errInvalid, "answer-limit %s is not between %s and %s", r.AnswerLimit.AsDuration(), spec.MinAnswerLimit, spec.MaxAnswerLimit)
 	case r.Overcommit != nil && (*r.Overcommit < 1 || *r.Overcommit > 1000):
 		return nil, errorf(errInvalid, "overcommit %g is not between 1 and 1000", *r.Overcommit)
 	}
@@ -125,8 +132,17 @@ func (c clusterService) SetSettings(ctx context.Context, r *pb.SetSettingsReques
 		if r.RebuildBandwidth != nil {
 			s.RebuildBandwidth = *r.RebuildBandwidth
 		}
+		if r.AnswerLimit != nil {
+			s.AnswerLimit = r.AnswerLimit.AsDuration()
+		}
 		if r.Overcommit != nil {
 			s.Overcommit = *r.Overcommit
+		}
+		if r.ScrubInterval != nil {
+			s.ScrubInterval = r.ScrubInterval.AsDuration()
+		}
+		if r.ScrubBandwidth != nil {
+			s.ScrubBandwidth = *r.ScrubBandwidth
 		}
 		out = settingsProto(*s)
 		_, err = c.s.cfg.Store.PutCluster(ctx, cl.Value, cl.Rev)
@@ -180,6 +196,9 @@ func (c clusterService) DeleteToken(ctx context.Context, r *pb.DeleteTokenReques
 func (c clusterService) AddMember(ctx context.Context, r *pb.AddMemberRequest) (*pb.AddMemberResponse, error) {
 	if c.s.cfg.External {
 		return nil, errorf(errRefused, "this cluster's metadata is an etcd of its own; it takes no members from here")
+	}
+	if who, ok := ctx.Value(identityKey{}).(pki.Identity); !ok || who.Node != r.Name {
+		return nil, errorf(errDenied, "a node can make itself a metadata member, and no other")
 	}
 	id, initial, err := c.s.cfg.Members.Add(ctx, r.Name, r.PeerUrl)
 	return &pb.AddMemberResponse{Id: id, InitialCluster: initial}, err

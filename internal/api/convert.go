@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -49,7 +50,9 @@ func tokenProto(t spec.Token) *pb.Token {
 }
 
 func settingsProto(s spec.Settings) *pb.Settings {
-	return &pb.Settings{RebuildAfter: durationpb.New(s.RebuildAfter), RebuildBandwidth: s.RebuildBandwidth, Overcommit: s.Overcommit}
+	return &pb.Settings{RebuildAfter: durationpb.New(s.RebuildAfter), RebuildBandwidth: s.RebuildBandwidth, Overcommit: s.Overcommit,
+		ScrubInterval: durationpb.New(s.ScrubInterval), ScrubBandwidth: s.ScrubBandwidth,
+		AnswerLimit: durationpb.New(cmp.Or(s.AnswerLimit, spec.DefaultAnswerLimit))}
 }
 
 func (v *view) nodeProto(n spec.Node) *pb.Node {
@@ -102,6 +105,9 @@ func (v *view) volumeProto(vol spec.Volume) *pb.Volume {
 		Created: timestamppb.New(vol.Created), Deleting: vol.Deleting,
 		Term: vol.State.Term, Node: vol.State.Node, Frontend: vol.State.Frontend,
 	}
+	for _, t := range vol.Topology {
+		m.Topology = append(m.Topology, &pb.TopologyTerm{Segments: t})
+	}
 	live := v.liveVolumes[vol.ID]
 	progress := map[string]*pb.LiveMember{}
 	if live != nil {
@@ -124,6 +130,7 @@ func (v *view) volumeProto(vol spec.Volume) *pb.Volume {
 		}
 		m.Columns = append(m.Columns, col)
 	}
+	m.Scrub = v.scrubProto(&vol, live)
 	m.Health, m.Condition = v.health(vol, live)
 	return m
 }
@@ -158,6 +165,9 @@ func (v *view) health(vol spec.Volume, live *pb.LiveVolume) (health, condition s
 	}
 	if n := vol.State.Node; n != "" && !v.alive[n] && vol.State.Frontend != spec.FrontendNone {
 		worse(Unavailable, "attached on node %s, which is gone; attach it on another one", n)
+	}
+	for _, text := range scrubProblems(&vol) {
+		worse(Degraded, "%s", text)
 	}
 	if live != nil && live.Condition != "" {
 		why = append(why, live.Condition)

@@ -18,6 +18,9 @@ func (x volumeService) CreateVolume(ctx context.Context, r *pb.CreateVolumeReque
 		ID: spec.NewID(), Name: r.Name, Size: r.Size, Replicas: int(r.Replicas), Columns: int(r.Columns),
 		ZoneSpread: r.ZoneSpread, NodeSelector: r.NodeSelector, Media: spec.Media(r.Media), Created: now,
 	}
+	for _, t := range r.Topology {
+		vol.Topology = append(vol.Topology, t.GetSegments())
+	}
 	if vol.Replicas == 0 {
 		vol.Replicas = spec.DefaultReplicas
 	}
@@ -37,7 +40,7 @@ func (x volumeService) CreateVolume(ctx context.Context, r *pb.CreateVolumeReque
 	if err != nil {
 		return nil, err
 	}
-	choices, err := place.Place(v.placeable(), place.Request{Volume: vol, Column: -1})
+	choices, err := place.Place(v.placeable(), place.Request{Volume: vol, Column: -1, Near: r.Near})
 	if err != nil {
 		return nil, err
 	}

@@ -13,10 +13,6 @@ import (
 
 type joinService struct{ s *Server }
 
-func (j joinService) GetCA(context.Context, *pb.GetCARequest) (*pb.GetCAResponse, error) {
-	return &pb.GetCAResponse{CaPem: pki.EncodeCert(j.s.cfg.CA.Cert)}, nil
-}
-
 // Join gives a new node its certificate. Repeating it for the same node id is allowed, so
 // that a node that died in between can go on.
 func (j joinService) Join(ctx context.Context, r *pb.JoinRequest) (*pb.JoinResponse, error) {
@@ -137,8 +133,8 @@ func (s *Server) sign(cluster, node string, csr []byte) ([]byte, error) {
 
 // RenewCertificate signs a new certificate for the node that asks, with the name that its present one has.
 func (c clusterService) RenewCertificate(ctx context.Context, r *pb.RenewCertificateRequest) (*pb.RenewCertificateResponse, error) {
-	who, ok := ctx.Value(peerKey{}).(pki.Identity)
-	if !ok || who.Role != pki.RoleNode {
+	who, ok := ctx.Value(identityKey{}).(pki.Identity)
+	if !ok {
 		return nil, errorf(errDenied, "only a node can renew its certificate")
 	}
 	cert, err := c.s.sign(who.Cluster, who.Node, r.Csr)

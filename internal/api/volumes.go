@@ -63,6 +63,11 @@ func (x volumeService) AttachVolume(ctx context.Context, r *pb.AttachVolumeReque
 	if err := spec.CheckFrontend(r.Frontend); err != nil {
 		return nil, err
 	}
+	if r.AcceptLoss {
+		if err := allowed(callerOf(ctx), access{who: admin}, "force-online"); err != nil {
+			return nil, err
+		}
+	}
 	vol, err := x.s.volume(ctx, r.Name)
 	if err != nil {
 		return nil, err

@@ -112,7 +112,9 @@ type Request struct {
 	Off int64 // bytes from the start of the volume, a multiple of Size
 	Len int64 // bytes, a multiple of Size; ≤ MaxIO for reads and writes, any for trim and zero
 	// Data is what is written, or where what is read goes: Len bytes, page-aligned
-	// (from the loop's Buffers). It must not change until Done.
+	// (from the loop's Buffers). It must not change until Done. Then it may be another
+	// buffer of the loop: the device keeps one that a disk which hangs still uses, and
+	// gives it back itself.
 	Data []byte
 	// Done is called exactly once, on the shard. Err is nil or a syscall.Errno
 	// (EINVAL, EIO, ENOSPC, ESHUTDOWN). Set once when the request is made; it must

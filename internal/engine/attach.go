@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"keelson.io/keelson/internal/frontend"
 	"keelson.io/keelson/internal/meta"
@@ -173,6 +174,11 @@ func (e *Engine) takeTerm(ctx context.Context, volumeID string, o AttachOptions,
 		case v.State.Frontend != spec.FrontendNone:
 			cond.NodeGone = holder
 		}
+		if open := e.cfg.Frontends[o.Frontend]; again != nil && open != nil {
+			if _, err := open(ctx, FrontendParams{Prepare: true, Name: v.Name, Volume: v.ID, Term: v.State.Term, Log: e.log}); err != nil {
+				return nil, err
+			}
+		}
 		v.State.Term++
 		v.State.Node, v.State.Frontend = e.cfg.Node, o.Frontend
 		rev, err := e.cfg.Store.PutVolume(ctx, v, rec.Rev, cond)
@@ -223,12 +229,16 @@ func (a *attachment) start(v spec.Volume, rev meta.Rev, prev repl.Prev, o Attach
 		a.end(ErrClosed)
 		return
 	}
+	settings := a.e.view.settings()
 	vol := volume.Attach(volume.Config{
 		Loop: s.loop, Log: s.log, Volume: v, Rev: rev, Self: a.e.cfg.Node, Prev: prev, AcceptLoss: o.AcceptLoss,
 		Meta:             &record{e: a.e, s: s, id: v.ID},
 		Members:          func(m spec.Member) volume.Link { return s.link(v.ID, m) },
 		Alive:            func(node string) bool { return node == a.e.cfg.Node || a.e.view.isAlive(node) },
-		RebuildBandwidth: a.e.view.settings().RebuildBandwidth,
+		RebuildBandwidth: settings.RebuildBandwidth,
+		AnswerLimit:      settings.AnswerLimit,
+		ScrubTake:        func(n int64) time.Duration { return a.e.scrubs.take(a.e.view.settings().ScrubBandwidth, n) },
+		Event:            a.e.event,
 		Ready: func() {
 			close(a.serves)
 			if rec, ok := s.records[v.ID]; ok {

@@ -3,6 +3,7 @@ package engine_test
 import (
 	"errors"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -200,6 +201,36 @@ func TestUnknownReplicasAreLeftAlone(t *testing.T) {
 	if err != nil || len(st.Replicas) != 1 || !st.Replicas[0].Orphan || st.Replicas[0].Volume != id || c.nodes["a"].replicaDirs() != 1 {
 		t.Fatalf("status %+v, %v", st.Replicas, err)
 	}
+}
+
+// What a deleted volume left in a pool while its node was away is removed when it is back, if the pool's record says that
+// it was deleted; and not if a volume has it after all.
+func TestLeftoversAreRemoved(t *testing.T) {
+	c := newCluster(t, "a")
+	a := c.nodes["a"]
+	id, kept := c.volume("vol", 16*mib, 1, "a"), c.volume("kept", 16*mib, 1, "a")
+	for _, v := range []string{id, kept} {
+		a.attach(v)
+		a.detach(v)
+	}
+	a.stop()
+	v, err := c.store.Volume(c.ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := []string{v.Value.State.Columns[0].Members[0].Replica, c.record(kept).State.Columns[0].Members[0].Replica, "00000000000000ff"}
+	if _, err := c.store.PutPool(c.ctx, spec.Pool{ID: "pool-a", Node: "a", Leftovers: left}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.store.DeleteVolume(c.ctx, id, v.Rev); err != nil {
+		t.Fatal(err)
+	}
+	a.start()
+	c.until("the leftover is removed, and no longer named", func() bool {
+		p, err := c.store.Pool(c.ctx, "pool-a")
+		return err == nil && a.replicaDirs() == 1 && slices.Equal(p.Value.Leftovers, left[1:2])
+	})
+	a.attach(kept)
 }
 
 func TestNBD(t *testing.T) {

@@ -126,10 +126,13 @@ func (e *Engine) giveUp(ctx context.Context, volumeID string) error {
 	return nil
 }
 
-// released ends an attachment for a rebuild once all members are in sync. Called on the loop.
+// released ends an attachment without a frontend once all members are in sync and no scrub runs. Called on the loop.
 func (e *Engine) released(v spec.Volume) {
 	a := e.attachment(v.ID)
 	if a == nil || a.frontend != spec.FrontendNone || !closed(a.serves) || v.State.Term != a.term {
+		return
+	}
+	if v.Scrub.Running() {
 		return
 	}
 	for _, m := range allMembers(&v) {
@@ -172,6 +175,16 @@ func (e *Engine) attachAgain() {
 		}
 	}
 	e.view.mu.RUnlock()
+	here := make(map[string]bool)
+	for _, v := range list {
+		here[v.ID] = true
+	}
+	for name, open := range e.cfg.Frontends {
+		// Another node may have taken a volume since it was decided what to keep for this engine.
+		if _, err := open(e.ctx, FrontendParams{Discard: true, Spare: here, Log: e.log}); err != nil {
+			e.log.Error("devices of volumes that aren't attached here any more can't be taken away", "frontend", name, "err", err)
+		}
+	}
 	for _, v := range list {
 		unlock, err := e.lock(e.ctx, v.ID)
 		if err != nil {

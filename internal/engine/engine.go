@@ -12,8 +12,8 @@
 //   - A volume is served only in a term that this engine took for it in the metadata.
 //   - Two calls that attach or detach the same volume don't run at once.
 //   - A replica's directory is removed only after the metadata, seen whole, said that its volume
-//     is deleted or no longer has that member. Directories of volumes that nobody ever heard of are
-//     reported, and left alone.
+//     is deleted or no longer has that member. So it is after a deletion while this node was
+//     away, by the pool's record. Directories of volumes that nobody ever heard of are reported, and left alone.
 //   - A replica is created only where nothing can be lost by its being empty.
 //
 // Goroutines: one that watches the metadata, and short-lived ones for what blocks. Close waits for all.
@@ -89,6 +89,9 @@ type Engine struct {
 	lost     map[string]string        // why volumes that were served here are no more, by volume id
 	busy     map[string]chan struct{} // volumes that are being attached or detached, by id
 	retired  volume.Stats             // what attachments that ended have counted
+
+	scrubs scrubLimit
+	events events
 }
 
 // closePatience is how long Close waits for requests in flight.

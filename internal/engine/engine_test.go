@@ -329,7 +329,7 @@ type disk struct {
 func (d *disks) attach(_ context.Context, p engine.FrontendParams) (frontend.Frontend, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if p.Discard {
+	if p.Discard || p.Prepare {
 		return nil, nil
 	}
 	if d.fail != nil {

@@ -24,13 +24,18 @@ type FrontendParams struct {
 	// clients have in flight may be executed. Otherwise it must fail.
 	Takeover bool
 	// Discard asks for nothing to be opened: what a dead engine left of the volume on this node is taken away, as the
-	// volume is somebody else's now. Only Name, Volume and Log are set.
+	// volume is somebody else's now. Only Name, Volume and Log are set; or, instead of Volume, Spare: then it's what was
+	// left of all volumes but those.
 	Discard bool
+	Spare   map[string]bool
+	// Prepare asks for nothing to be opened: a dead engine of this node had the volume in Term, the newest one, and the
+	// next one is about to be taken. Only Name, Volume, Term and Log are set.
+	Prepare bool
 	Log     *slog.Logger
 }
 
 // OpenFrontend opens a frontend, which then is to be closed by the caller. ctx ends when
-// the engine closes. It may answer nil to Discard.
+// the engine closes. It may answer nil to Discard and to Prepare.
 type OpenFrontend func(ctx context.Context, p FrontendParams) (frontend.Frontend, error)
 
 // Keeper outlives the engine and keeps descriptors for the next one.
@@ -73,7 +78,7 @@ func Frontends(cfg FrontendConfig) map[string]OpenFrontend {
 }
 
 func openNBD(ctx context.Context, runDir string, p FrontendParams) (frontend.Frontend, error) {
-	if p.Discard {
+	if p.Discard || p.Prepare {
 		return nil, nil // nothing of NBD outlives an engine
 	}
 	dir := filepath.Join(runDir, "nbd")

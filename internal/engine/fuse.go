@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -34,7 +35,12 @@ type fuseFrontend struct {
 // open takes the session of the dead engine over if there is one and nobody else had the volume in between, and
 // otherwise makes a new one.
 func (f *fuseFrontends) open(ctx context.Context, p FrontendParams) (frontend.Frontend, error) {
-	if p.Discard {
+	switch {
+	case p.Prepare:
+		return nil, f.prepare(p)
+	case p.Discard && p.Volume == "":
+		return nil, f.discardOthers(p.Spare)
+	case p.Discard:
 		return nil, f.discard(p.Volume)
 	}
 	cfg := fuseloop.Config{Loop: p.Loop, Device: p.Device, Name: p.Name, MountDir: filepath.Join(f.cfg.RunDir, "fuse"), Log: p.Log}
@@ -91,6 +97,52 @@ func (f *fuseFrontends) resume(ctx context.Context, cfg fuseloop.Config, p Front
 		unix.Close(fd)
 	}
 	return nil, err
+}
+
+// prepare notes with a kept session that its volume's newest term is this node's. An engine that died right after taking a
+// term has served nothing in it, but the next one couldn't tell that no other node had the volume in between.
+//
+// Invariant: between the term that is kept with a session and the newest one taken by this node there is at most one that no
+// engine noted, and nothing was served in that one.
+func (f *fuseFrontends) prepare(p FrontendParams) error {
+	name := fuseName(p.Volume)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	k, ok := f.kept[name]
+	var st fuseState
+	if !ok || json.Unmarshal(k.State, &st) != nil || len(k.FDs) != 1 || st.Term+1 != p.Term {
+		return nil
+	}
+	st.Term = p.Term
+	b, err := json.Marshal(st)
+	if err != nil {
+		return err
+	}
+	if f.cfg.Keeper != nil {
+		if err := f.cfg.Keeper.Put(name, b, k.FDs); err != nil {
+			return fmt.Errorf("volume %q: note its term with the descriptor of its device: %w", p.Name, err)
+		}
+	}
+	k.State = b
+	f.kept[name] = k
+	return nil
+}
+
+// discardOthers takes away what the engine before left of all volumes but those spared.
+func (f *fuseFrontends) discardOthers(spare map[string]bool) error {
+	f.mu.Lock()
+	var list []string
+	for name := range f.kept {
+		if id := strings.TrimPrefix(name, fuseName("")); !spare[id] {
+			list = append(list, id)
+		}
+	}
+	f.mu.Unlock()
+	var err error
+	for _, id := range list {
+		err = errors.Join(err, f.discard(id))
+	}
+	return err
 }
 
 // discard takes away what the engine before left of a volume.

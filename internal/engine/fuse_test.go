@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -93,6 +94,84 @@ func hammer(device string, stop chan struct{}, rounds *int) error {
 		if !bytes.Equal(w, r) {
 			return os.ErrInvalid
 		}
+	}
+}
+
+// TestEngineDiesRightAfterTakingATerm: the record has a term of this node that no engine has served, nor noted with the
+// device's session. The device goes on, as no other node had the volume. With two such terms that can't be known.
+func TestEngineDiesRightAfterTakingATerm(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to mount and to make loop devices")
+	}
+	c := newCluster(t, "a", "b")
+	id := c.volume("vol", 16*mib, 1, "a", "b")
+	a := c.nodes["a"]
+	at, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { a.detachAny(id) }()
+	stop, result := make(chan struct{}), make(chan error, 1)
+	rounds := 0
+	go func() { result <- hammer(at.Device, stop, &rounds) }()
+	for range 3 {
+		time.Sleep(50 * time.Millisecond)
+		a.stop()
+		c.change(id, func(v *spec.Volume) { v.State.Term++ })
+		a.start()
+		again, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
+		if err != nil || again.Device != at.Device {
+			t.Fatalf("after the restart: %+v, %v", again, err)
+		}
+	}
+	time.Sleep(50 * time.Millisecond)
+	close(stop)
+	if err := <-result; err != nil {
+		t.Fatalf("after %d rounds: %v", rounds, err)
+	}
+	a.stop()
+	c.change(id, func(v *spec.Volume) { v.State.Term += 2 })
+	a.start()
+	again, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(a.log.text.String(), "can't be taken over") {
+		t.Fatalf("a session of an unknown past was taken over: %+v", again)
+	}
+}
+
+// TestDeviceOfAVolumeThatWentElsewhere: another node took the volume while no engine ran here. What used the device gets an
+// error, and doesn't wait.
+func TestDeviceOfAVolumeThatWentElsewhere(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to mount and to make loop devices")
+	}
+	c := newCluster(t, "a", "b")
+	id := c.volume("vol", 16*mib, 1, "a", "b")
+	a := c.nodes["a"]
+	at, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, result := make(chan struct{}), make(chan error, 1)
+	defer close(stop)
+	rounds := 0
+	go func() { result <- hammer(at.Device, stop, &rounds) }()
+	time.Sleep(50 * time.Millisecond)
+	a.stop()
+	c.nodes["b"].attach(id)
+	a.start()
+	select {
+	case err := <-result:
+		if err == nil {
+			t.Fatal("what used the device ended without an error")
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("what used the device hangs")
+	}
+	if len(a.keeper.kept) != 0 {
+		t.Fatalf("descriptors are still kept: %v", a.keeper.kept)
 	}
 }
 

@@ -23,9 +23,11 @@ type localReplica struct {
 	state    replicaState
 	onDisk   bool // a directory exists
 	doomed   bool // it is to be removed
+	leftover bool // its pool's record says that it was left when its volume was deleted
 	checking bool // whether it is to be removed is being found out
 	rep      *replica.Replica
 	err      error  // why it is failed
+	unread   int    // how often in a row the disk couldn't read what opening it needs
 	logged   string // the error that was logged last, so that it isn't again
 	subs     []*localSub
 	closers  []func() // called when it is closed for the end of the shard
@@ -117,9 +119,12 @@ func (r *localReplica) opened(rep *replica.Replica, err error) {
 		}
 		r.state, r.err = failed, err
 		r.onDisk = !errors.Is(err, replica.ErrNotFound)
+		if r.unread++; !errors.Is(err, replica.ErrUnreadable) {
+			r.unread = 0
+		}
 		r.s.reviewLater()
 	} else {
-		r.state, r.rep, r.logged = open, rep, ""
+		r.state, r.rep, r.logged, r.unread = open, rep, "", 0
 		r.notify(true)
 	}
 	r.advance()
@@ -173,6 +178,10 @@ func (r *localReplica) unlink() {
 		if err == nil {
 			log.Info("replica removed")
 			r.state, r.onDisk = absent, false
+			if r.leftover {
+				pool, id := r.pool.id, r.id.String()
+				r.s.e.spawn(func() { r.s.e.clearLeftovers(pool, []string{id}) })
+			}
 		} else {
 			log.Error("replica can't be removed", "err", err)
 			r.state, r.err, r.doomed = failed, fmt.Errorf("removing it: %w", err), false
@@ -185,7 +194,7 @@ func (r *localReplica) unlink() {
 // ended is called when nothing is open and nothing is left to do.
 func (r *localReplica) ended() {
 	if r.doomed && !r.onDisk {
-		r.doomed, r.state, r.err = false, absent, nil
+		r.doomed, r.state, r.err, r.unread = false, absent, nil, 0
 		if len(r.subs) == 0 {
 			delete(r.s.replicas, r.id)
 		}

@@ -74,6 +74,7 @@ func (e *Engine) AddPool(ctx context.Context, id, dir string) error {
 		}
 	}
 	e.log.Info("pool in service", "pool", id, "dir", dir, "replicas", len(list))
+	e.spawn(func() { e.removeLeftovers(id, list) })
 	return nil
 }
 

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"slices"
+	"time"
 
 	"keelson.io/keelson/internal/link"
 	"keelson.io/keelson/internal/wire"
@@ -72,6 +73,13 @@ func (r *remoteReplica) Subscribe(fn func(up bool)) (cancel func()) {
 		if len(r.subs) == 0 {
 			r.s.remotes = slices.DeleteFunc(r.s.remotes, func(o *remoteReplica) bool { return o == r })
 		}
+	}
+}
+
+// Relieve has a connection made anew that is taken up by requests which aren't answered.
+func (r *remoteReplica) Relieve(limit time.Duration) {
+	if r.peer != nil {
+		r.peer.Relieve(limit)
 	}
 }
 

@@ -14,6 +14,9 @@ import (
 // reviewEvery is when replicas that couldn't be opened or removed are tried again.
 const reviewEvery = 5 * time.Second
 
+// unreadTries is how often a stale replica whose disk fails is tried, before it is taken as damaged for good.
+const unreadTries = 24
+
 // poolAdded takes the replicas of a new pool over; those of unknown volumes stay where they are.
 func (s *shard) poolAdded(p *pool, list []found) {
 	s.pools[p.id] = p
@@ -95,7 +98,7 @@ func (s *shard) ensure(v *spec.Volume, col int, m spec.Member, id wire.ReplicaID
 		return
 	}
 	r.pool = p
-	damaged := r.state == failed && (errors.Is(r.err, replica.ErrDamaged) || errors.Is(r.err, replica.ErrNotFound))
+	damaged := r.state == failed && (errors.Is(r.err, replica.ErrDamaged) || errors.Is(r.err, replica.ErrNotFound) || r.unread >= unreadTries)
 	switch {
 	case r.onDisk && damaged && m.State == spec.Stale:
 		s.log.Warn("a damaged stale replica is replaced by an empty one", "volume", v.ID, "replica", m.Replica, "pool", p.id, "err", r.err)
@@ -105,9 +108,9 @@ func (s *shard) ensure(v *spec.Volume, col int, m spec.Member, id wire.ReplicaID
 	case mayCreate(v, m):
 		r.create(s.desc(v, col, id))
 	case r.state == absent:
-		r.state, r.err = failed, replica.ErrNotFound
-		s.log.Error("the directory of an in-sync replica is missing; it is made anew once the record says that it is stale",
-			"volume", v.ID, "replica", m.Replica, "pool", p.id)
+		// It isn't known to be there. Either its volume could not be found out when the pool was taken into service, or its
+		// directory is missing; then it is made anew once the record says that it is stale.
+		r.openIt()
 	}
 }
 
@@ -120,7 +123,7 @@ func mayCreate(v *spec.Volume, m spec.Member) bool {
 
 func (s *shard) desc(v *spec.Volume, col int, id wire.ReplicaID) replica.Desc {
 	policy := *v
-	policy.State = spec.State{}
+	policy.State, policy.Scrub = spec.State{}, spec.Scrub{}
 	text, err := json.Marshal(policy)
 	if err != nil {
 		text = nil
@@ -151,6 +154,14 @@ func (s *shard) removeReplicasOf(volumeID string) {
 		if r.volume == volumeID && r.onDisk && !errors.Is(r.err, errForeign) {
 			s.removeIfUnwanted(r)
 		}
+	}
+}
+
+// removeLeftover removes a replica that was left when its volume was deleted.
+func (s *shard) removeLeftover(id wire.ReplicaID) {
+	if r := s.replicas[id]; r != nil && r.onDisk && !s.stopped {
+		r.leftover = true
+		s.removeIfUnwanted(r)
 	}
 }
 

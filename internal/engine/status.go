@@ -2,8 +2,11 @@ package engine
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"path/filepath"
 	"sort"
+	"syscall"
 
 	"keelson.io/keelson/internal/spec"
 	"keelson.io/keelson/internal/volume"
@@ -29,6 +32,7 @@ type VolumeStatus struct {
 	// Unreconciled chunks are still to be made identical on all members.
 	Unreconciled int
 	Stats        volume.Stats
+	Scrub        *volume.ScrubStatus // nil unless one is active
 }
 
 // PoolStatus is a pool of this node. Sizes are bytes.
@@ -44,6 +48,8 @@ type ReplicaStatus struct {
 	ID, Volume, Pool string
 	State            string
 	Problem          string
+	// DiskFails is set if it can't be opened because the disk answers with errors.
+	DiskFails bool
 	// Orphan is set if no record of the metadata knows its volume. It's left alone.
 	Orphan bool
 }
@@ -88,8 +94,11 @@ func (e *Engine) Status(ctx context.Context) (Status, error) {
 			return st, err
 		}
 		for _, r := range st.Replicas {
-			if r.Pool == p.id {
-				ps.Replicas++
+			if r.Pool != p.id {
+				continue
+			}
+			if ps.Replicas++; r.DiskFails && ps.Problem == "" {
+				ps.Problem = fmt.Sprintf("replica %s of volume %s can't be opened: %s", r.ID, r.Volume, r.Problem)
 			}
 		}
 		st.Pools = append(st.Pools, ps)
@@ -131,6 +140,7 @@ func (e *Engine) retire(s volume.Stats) {
 	t.Repaired, t.Unreadable = t.Repaired+s.Repaired, t.Unreadable+s.Unreadable
 	t.Checkpoints += s.Checkpoints
 	t.ResyncedChunks, t.ResyncedBytes = t.ResyncedChunks+s.ResyncedChunks, t.ResyncedBytes+s.ResyncedBytes
+	t.ScrubBytes, t.ScrubUnreadable, t.ScrubDiffering = t.ScrubBytes+s.ScrubBytes, t.ScrubUnreadable+s.ScrubUnreadable, t.ScrubDiffering+s.ScrubDiffering
 }
 
 // describe asks an attachment how it is.
@@ -143,7 +153,7 @@ func (a *attachment) describe(ctx context.Context) (VolumeStatus, error) {
 		}
 		vs := a.device.Status()
 		v.Serving, v.Condition, v.Members = vs.Serving, vs.Condition, vs.Members
-		v.Unreconciled, v.Stats = vs.Unreconciled, vs.Stats
+		v.Unreconciled, v.Stats, v.Scrub = vs.Unreconciled, vs.Stats, vs.Scrub
 	})
 	if err == nil && v.Condition == "" && closed(a.ready) && a.err != nil {
 		v.Condition = a.err.Error()
@@ -159,12 +169,13 @@ func (s *shard) describe(st *Status) {
 			rs.Pool = r.pool.id
 		}
 		if r.err != nil {
-			rs.Problem = r.err.Error()
+			rs.Problem, rs.DiskFails = r.err.Error(), errors.Is(r.err, syscall.EIO)
 		}
 		if r.state == open {
 			rep := r.rep.Stats()
 			st.Counters["replica_bad_blocks"] += int64(rep.BadBlocks)
 			st.Counters["replica_io_errors"] += int64(rep.IOErrors)
+			st.Counters["replica_verified_bytes"] += int64(rep.Verified)
 		}
 		_, known := s.records[r.volume]
 		rs.Orphan = !known && !s.deleted[r.volume]
@@ -186,6 +197,7 @@ func (st *Status) count(v volume.Stats) {
 		"read_bytes": v.ReadBytes, "write_bytes": v.WriteBytes,
 		"blocks_repaired": v.Repaired, "blocks_unreadable": v.Unreadable, "checkpoints": v.Checkpoints,
 		"resynced_chunks": v.ResyncedChunks, "resynced_bytes": v.ResyncedBytes,
+		"scrub_bytes": v.ScrubBytes, "scrub_blocks_unreadable": v.ScrubUnreadable, "scrub_blocks_differing": v.ScrubDiffering,
 	} {
 		st.Counters[name] += int64(n)
 	}

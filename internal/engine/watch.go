@@ -50,6 +50,7 @@ func (w *watcher) event(ev meta.Event) error {
 		w.e.view.mu.Lock()
 		w.e.view.cluster = ev.Cluster
 		w.e.view.mu.Unlock()
+		w.e.settingsChanged(ev.Cluster.Settings)
 		return nil
 	}
 	if w.whole != nil {
@@ -125,6 +126,17 @@ func (w *watcher) change(ev meta.Event) {
 func (e *Engine) nodeChanged(n spec.Node) {
 	for _, s := range e.shards {
 		s.loop.Post(func() { s.nodeChanged(n) })
+	}
+}
+
+// settingsChanged tells every volume that is attached here what the settings have become.
+func (e *Engine) settingsChanged(set spec.Settings) {
+	for _, s := range e.shards {
+		s.loop.Post(func() {
+			for _, v := range s.volumes {
+				v.SetLimits(set)
+			}
+		})
 	}
 }
 

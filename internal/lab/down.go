@@ -44,7 +44,7 @@ func Down(name, dir string) error {
 	if err := endAll(procs, held); err != nil {
 		return err
 	}
-	if err := errors.Join(detach(held), unmountBelow(dir), removeNetwork(name)); err != nil {
+	if err := errors.Join(detach(held), unmountBelow(dir), removeNetwork(name), removeGroups(dir)); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(dir); err != nil {

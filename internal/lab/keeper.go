@@ -16,9 +16,21 @@ import (
 // readyFD is where the keeper says that its namespaces are set up.
 const readyFD = 3
 
-// pause is how long the keeper waits before it starts a daemon that died again, as the systemd
-// unit does.
-const pause = time.Second
+// How long the keeper waits before it starts a daemon again that died: not at all, but longer and longer, between these two,
+// for one that didn't live for steady.
+const (
+	steady   = time.Second
+	pauseMin = 50 * time.Millisecond
+	pauseMax = time.Second
+)
+
+// nextPause is the pause after a life of that length; before is the one before that life.
+func nextPause(before, lived time.Duration) time.Duration {
+	if lived >= steady {
+		return 0
+	}
+	return min(max(2*before, pauseMin), pauseMax)
+}
 
 // startKeeper starts the node's keeper in new namespaces, records it, and returns when the
 // namespaces can be entered.
@@ -90,17 +102,30 @@ func RunKeeper(dir, name string) error {
 	}
 	exits := make(chan int)
 	go k.reap(exits)
+	return k.run(stop, exits)
+}
+
+// run starts the daemon whenever it died, until it is told to stop.
+func (k *keeper) run(stop <-chan os.Signal, exits <-chan int) error {
+	began, pause := time.Now(), time.Duration(0)
+	var again <-chan time.Time
 	for {
 		select {
 		case <-stop:
-			k.stop(exits)
+			if again == nil {
+				k.stop(exits)
+			}
 			return nil
 		case pid := <-exits:
-			if pid != k.server {
+			if pid != k.server || again != nil {
 				continue
 			}
 			k.endOrphans()
-			time.Sleep(pause)
+			// The first death is no reason to wait: whatever uses a volume waits too.
+			pause = nextPause(pause, time.Since(began))
+			again = time.After(pause)
+		case <-again:
+			again, began = nil, time.Now()
 			if err := k.start(); err != nil {
 				return err
 			}
@@ -197,9 +222,9 @@ func describe(s unix.WaitStatus) string {
 	return fmt.Sprintf("exit code %d", s.ExitStatus())
 }
 
-// endOrphans kills the daemons that outlived their supervisor, as systemd ends the rest of a service.
+// endOrphans kills the daemons that outlived their supervisor, as systemd ends the rest of a service. The holder is a service of its own there.
 func (k *keeper) endOrphans() {
-	for _, pid := range processes(func(pid int) bool { return daemonName(pid) != "" }) {
+	for _, pid := range processes(func(pid int) bool { name := daemonName(pid); return name != "" && name != holder }) {
 		_ = unix.Kill(pid, unix.SIGKILL)
 	}
 }

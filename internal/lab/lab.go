@@ -19,7 +19,7 @@ const (
 	DefaultNodes    = 3
 	DefaultPoolSize = "20G"
 	baseDir         = "/var/lib/keelson-lab"
-	maxNodes        = 99
+	maxNodes        = 20
 	stateFile       = "lab.json"
 	stateVersion    = 1
 )
@@ -43,6 +43,8 @@ type Config struct {
 	Nodes    int
 	Zones    int    // nodes are dealt out to z1, z2, … in turn
 	PoolSize string // of the one pool of each node, as `keelson pool add --size` takes it; "" makes none
+	// Settings are more keys of every node's configuration; they win over the lab's own.
+	Settings map[string]any
 	// Plain switches encryption between the engines off.
 	Plain bool
 	// Report is told what was done and how long it took. nil is for silence.

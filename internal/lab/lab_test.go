@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -54,7 +55,7 @@ func fake(args []string) error {
 			_, _ = io.WriteString(c, "hello\n")
 			c.Close()
 		}
-	case "engine":
+	case "engine", "holder":
 		for { // not select: with nothing else running, Go would take that for a deadlock
 			time.Sleep(time.Hour)
 		}
@@ -167,6 +168,11 @@ func wantNothingLeft(t *testing.T, name, tmp string) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(netnsDir, netnsName(name, "*"))); len(left) > 0 {
 		t.Errorf("network namespaces are left: %v", left)
+	}
+	for _, d := range memoryGroups("n1", filepath.Join(tmp, "lab", "n1", "data")) {
+		if exists(d) {
+			t.Errorf("control group %s is left", d)
+		}
 	}
 	if exists(filepath.Join(tmp, "lab")) {
 		t.Errorf("the lab's directory is left")
@@ -325,6 +331,17 @@ func TestDownAfterACrashOfEverything(t *testing.T) {
 	if err := unix.Mount("tmpfs", mnt, "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}
+	// A daemon outlived the namespaces, and is in the node's control group.
+	holder := exec.Command(l.Binary(), "holder")
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = holder.Wait() }()
+	if group := memoryGroups("n1", l.dataDir("n1"))[0]; os.MkdirAll(group, 0o755) == nil {
+		if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(holder.Process.Pid)), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := Down(l.Name(), l.state.Dir); err != nil {
 		t.Fatal(err)
 	}
@@ -368,6 +385,21 @@ func TestConfigIsChecked(t *testing.T) {
 		if err := c.complete(); err == nil {
 			t.Errorf("%s: accepted", what)
 		}
+	}
+}
+
+func TestPauseBeforeADaemonThatDied(t *testing.T) {
+	if p := nextPause(pauseMax, steady); p != 0 {
+		t.Errorf("after a long life it is started %v later, want at once", p)
+	}
+	pause := time.Duration(0)
+	for _, want := range []time.Duration{pauseMin, 2 * pauseMin, 4 * pauseMin} {
+		if pause = nextPause(pause, 0); pause != want {
+			t.Errorf("after a short life it is started %v later, want %v", pause, want)
+		}
+	}
+	if p := nextPause(pauseMax, 0); p != pauseMax {
+		t.Errorf("it is started %v later, want %v", p, pauseMax)
 	}
 }
 

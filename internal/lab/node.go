@@ -130,7 +130,7 @@ func end(keeper process, held []loop) error {
 	return err
 }
 
-// KillProcess kills one daemon of the node: server, etcd, engine or control.
+// KillProcess kills one daemon of the node: server, etcd, engine, control or holder.
 func (l *Lab) KillProcess(name, daemon string) error {
 	n, err := l.node(name)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -172,7 +173,10 @@ func (n *node) members() []int {
 }
 
 // Processes of a node, as `lab kill` names them.
-var daemonNames = []string{"server", "etcd", "engine", "control"}
+var daemonNames = []string{"server", "etcd", "engine", "control", holder}
+
+// holder is the daemon that is there to outlive the others.
+const holder = "holder"
 
 // daemons returns the PIDs of the node's daemons by name.
 func (n *node) daemons() map[string]int {
@@ -198,8 +202,8 @@ func daemonName(pid int) string {
 	return ""
 }
 
-// strays returns the processes of the lab that its record may not know: keepers, and whatever
-// runs in one of its network namespaces.
+// strays returns the processes of the lab that its record may not know: keepers, daemons with its files, and
+// whatever runs in one of its network namespaces.
 func strays(lab, dir string) []process {
 	spaces := map[uint64]bool{}
 	entries, _ := os.ReadDir(netnsDir)
@@ -213,7 +217,8 @@ func strays(lab, dir string) []process {
 		delete(spaces, netInode(self))
 	}
 	pids := processes(func(pid int) bool {
-		return spaces[netInode(pid)] || isKeeper(commandLine(pid), dir)
+		cmd := commandLine(pid)
+		return spaces[netInode(pid)] || isKeeper(cmd, dir) || isDaemon(cmd, dir)
 	})
 	var out []process
 	for _, pid := range pids {
@@ -222,6 +227,15 @@ func strays(lab, dir string) []process {
 		}
 	}
 	return out
+}
+
+// isDaemon says whether a command line is that of a daemon of the lab in dir, also one that outlived its node: a holder of descriptors,
+// which is in a session of its own.
+func isDaemon(cmd []string, dir string) bool {
+	if len(cmd) < 2 || !below(cmd[0], dir) {
+		return false
+	}
+	return cmd[1] == "prepare" || slices.Contains(daemonNames, cmd[1])
 }
 
 func netInode(pid int) uint64 {

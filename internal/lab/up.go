@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -155,11 +156,12 @@ func (u *up) writeConfig(n *node) error {
 		"node": n.Name, "dataDir": u.dataDir(n.Name), "runDir": u.runDir(n.Name),
 		"address": n.Address, "roles": n.Roles, "zone": n.Zone,
 		"clusterName": u.state.Name,
-		"engine":      map[string]any{"encryption": !u.state.Plain},
+		"engine":      map[string]any{"encryption": !u.state.Plain, "cgroup": "own"},
 	}
 	if first := u.state.Nodes[0]; n != first {
 		conf["join"] = map[string]any{"url": "https://" + first.Address + ":9500", "tokenFile": u.tokenFile()}
 	}
+	maps.Copy(conf, u.cfg.Settings)
 	b, err := yaml.Marshal(conf)
 	if err != nil {
 		return err

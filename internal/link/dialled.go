@@ -19,6 +19,9 @@ type dialled struct {
 	wasUp   bool
 	reason  error // why this side ends it. Once set, nothing is read or sent any more
 	over    bool  // the Peer was told that it is closed
+
+	in      inflow
+	filling uint64 // of the request whose answer's data is being received
 }
 
 // give ends the connection from this side.
@@ -65,64 +68,68 @@ func (d *dialled) Closed(_ aio.Conn, err error) { d.finish(err) }
 // Data implements aio.ConnHandler.
 func (d *dialled) Data(c aio.Conn, b []byte) int {
 	d.heard = d.p.links.cfg.Loop.Now()
-	used := 0
-	for d.reason == nil {
-		f, n, err := wire.Decode(b[used:])
-		if err == nil && n > 0 {
-			used += n
-			err = d.frame(&f)
-		}
-		if err != nil {
-			d.give(fmt.Errorf("%w: %w", ErrPeer, err))
-		}
-		if n == 0 {
-			break
-		}
+	used, err := d.in.data(c, b, d)
+	if err != nil {
+		d.give(fmt.Errorf("%w: %w", ErrPeer, err))
 	}
-	if d.reason != nil {
+	if d.stopped() {
 		return len(b)
 	}
 	d.p.sendWaiting()
-	c.Expect(int(wire.Size(b[used:])) - (len(b) - used))
 	return used
 }
 
-func (d *dialled) frame(f *wire.Frame) error {
+// stopped implements framer.
+func (d *dialled) stopped() bool { return d.reason != nil }
+
+// frame implements framer.
+func (d *dialled) frame(f *wire.Frame, all bool) ([]byte, error) {
 	p := d.p
 	if !d.greeted {
 		if _, err := p.links.checkHello(f, d.c.Peer()); err != nil {
-			return err
+			return nil, err
 		}
 		d.greeted, d.wasUp = true, true
 		p.goneUp()
-		return nil
+		return nil, nil
 	}
 	switch f.Type {
 	case wire.TypeAnswer:
-		return p.answered(f)
+		r, err := p.answered(f)
+		if err == nil && !all {
+			d.filling = f.ID
+			return r.Data[:f.Len], nil
+		}
+		if err == nil {
+			copy(r.Data, f.Data)
+			p.complete(f.ID)
+		}
+		return nil, err
 	case wire.TypePong:
 		p.rtt = d.heard - time.Duration(f.ID)
-		return nil
+		return nil, nil
 	}
-	return fmt.Errorf("%w: frame type %d from the answering side", wire.ErrType, f.Type)
+	return nil, fmt.Errorf("%w: frame type %d from the answering side", wire.ErrType, f.Type)
 }
 
-// answered hands an answer to who asked. What was read isn't verified against its sums here:
+// full implements framer: the data of the answer to filling is there.
+func (d *dialled) full() { d.p.complete(d.filling) }
+
+// answered takes an answer, all but its data, for who asked. What was read isn't verified against its sums here:
 // the asker does that.
-func (p *Peer) answered(f *wire.Frame) error {
+func (p *Peer) answered(f *wire.Frame) (*wire.Request, error) {
 	r := p.flight.peek(f.ID)
 	if r == nil || r.Kind != f.Kind || r.Length() != f.Len || r.Replica != f.Replica {
-		return fmt.Errorf("%w: a %v answer that nobody asked for", wire.ErrField, f.Kind)
+		return nil, fmt.Errorf("%w: a %v answer that nobody asked for", wire.ErrField, f.Kind)
 	}
 	fence, err := f.FenceReply()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	n := f.NumSums()
-	if len(f.Data) > 0 && n*block.Size != len(f.Data) {
-		return fmt.Errorf("%w: %d sums for %d bytes", wire.ErrLength, n, len(f.Data))
+	if f.HasData() && n*block.Size != int(f.Len) {
+		return nil, fmt.Errorf("%w: %d sums for %d bytes", wire.ErrLength, n, f.Len)
 	}
-	p.flight.take(f.ID)
 	r.Status, r.Fence = f.Status, fence
 	r.Bad = f.Bad()
 	if n > 0 {
@@ -131,9 +138,14 @@ func (p *Peer) answered(f *wire.Frame) error {
 		}
 		r.Sums = f.Sums(r.Sums)
 	}
-	copy(r.Data, f.Data)
+	return r, nil
+}
+
+// complete hands an answer to who asked.
+func (p *Peer) complete(id uint64) {
+	r := p.flight.peek(id)
+	p.flight.take(id)
 	r.Done(r)
-	return nil
 }
 
 func (d *dialled) onTick(now time.Duration) {

@@ -1,6 +1,10 @@
 package link
 
-import "keelson.io/keelson/internal/wire"
+import (
+	"time"
+
+	"keelson.io/keelson/internal/wire"
+)
 
 // flight is the table of the requests that are unanswered on a connection. An id is
 // the number of a slot and how often the slot was used, so that an old answer doesn't
@@ -15,11 +19,12 @@ type flight struct {
 type slot struct {
 	r   *wire.Request
 	use uint32
+	at  time.Duration // when it was sent
 }
 
-// weight is what a request counts in the window.
+// weight is what a request counts in the window: the memory that it needs at the member.
 func weight(k wire.Kind, n int64) int64 {
-	if k == wire.KindRead || k == wire.KindWrite {
+	if k == wire.KindRead || k == wire.KindWrite || k == wire.KindVerify {
 		return n
 	}
 	return 0
@@ -29,7 +34,7 @@ func (t *flight) fits(r *wire.Request) bool {
 	return t.n < windowRequests && t.bytes+weight(r.Kind, r.Length()) <= windowBytes
 }
 
-func (t *flight) add(r *wire.Request) (id uint64) {
+func (t *flight) add(r *wire.Request, now time.Duration) (id uint64) {
 	if len(t.free) == 0 {
 		t.free = append(t.free, uint32(len(t.slots)))
 		t.slots = append(t.slots, slot{})
@@ -37,7 +42,7 @@ func (t *flight) add(r *wire.Request) (id uint64) {
 	i := t.free[len(t.free)-1]
 	t.free = t.free[:len(t.free)-1]
 	s := &t.slots[i]
-	s.r = r
+	s.r, s.at = r, now
 	s.use++
 	t.n++
 	t.bytes += weight(r.Kind, r.Length())
@@ -61,6 +66,17 @@ func (t *flight) take(id uint64) {
 	t.free = append(t.free, i)
 	t.n--
 	t.bytes -= weight(r.Kind, r.Length())
+}
+
+// older returns how many requests were sent before a moment, and what they weigh.
+func (t *flight) older(than time.Duration) (n int, bytes int64) {
+	for i := range t.slots {
+		if r := t.slots[i].r; r != nil && t.slots[i].at < than {
+			n++
+			bytes += weight(r.Kind, r.Length())
+		}
+	}
+	return n, bytes
 }
 
 // takeAll moves all requests to q.

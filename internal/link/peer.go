@@ -15,6 +15,7 @@ var ErrPeer = errors.New("link: peer refused")
 var (
 	errClosing = errors.New("link: closing")
 	errUnused  = errors.New("link: nobody uses it")
+	errHung    = errors.New("link: requests that aren't answered take up the window")
 	errSilent  = errors.New("link: nothing was received for too long")
 )
 
@@ -131,10 +132,22 @@ func (p *Peer) Submit(r *wire.Request) {
 
 func (p *Peer) send(r *wire.Request) {
 	l := p.links
-	l.scratch = wire.AppendRequest(l.scratch[:0], p.flight.add(r), r)
+	l.scratch = wire.AppendRequest(l.scratch[:0], p.flight.add(r, l.cfg.Loop.Now()), r)
 	p.conn.c.Write(l.scratch)
 	if r.Kind == wire.KindWrite {
 		p.conn.c.Write(r.Data)
+	}
+}
+
+// Relieve makes room for the requests of other replicas: if those that have been unanswered for longer than limit, as
+// a disk hangs, take up much of the window, the connection is made anew. What was in flight is answered with StatusLost.
+func (p *Peer) Relieve(limit time.Duration) {
+	if !p.up {
+		return
+	}
+	n, bytes := p.flight.older(p.links.cfg.Loop.Now() - limit)
+	if n > windowRequests/4 || bytes > windowBytes/4 {
+		p.conn.give(errHung)
 	}
 }
 
@@ -148,6 +161,7 @@ func (p *Peer) answerLost() {
 	// Only those that are lost by now: a Done may submit again.
 	for n := p.lost.n; n > 0; n-- {
 		r := p.lost.pop()
+		r.ResetAnswer() // half of an answer may have come
 		r.Status = wire.StatusLost
 		r.Done(r)
 	}

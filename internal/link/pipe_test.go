@@ -30,7 +30,7 @@ func (p *pipe) Dial(_, _ string, _ int, h aio.ConnHandler) { p.h, p.dialed = h, 
 func (p *pipe) Peer() string                               { return "" }
 func (p *pipe) Write(b []byte)                             { p.other.in = append(p.other.in, b...) }
 func (p *pipe) Queued() int                                { return 0 }
-func (p *pipe) Expect(int)                                 {}
+func (p *pipe) Fill([]byte)                                { panic("whole frames are shown") }
 func (p *pipe) Close()                                     {}
 
 func (p *pipe) Get(n int) []byte {

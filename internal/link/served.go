@@ -21,6 +21,9 @@ type served struct {
 	bytes   int64 // what they weigh; Invariant: ≤ windowBytes
 	reason  error // why this side ends it
 	closed  bool
+
+	in      inflow
+	filling *job // whose data is being received
 }
 
 // job is one request of a served connection. Jobs are used again and again.
@@ -55,6 +58,10 @@ func (s *served) Opened(aio.Conn) {}
 // Closed implements aio.ConnHandler.
 func (s *served) Closed(_ aio.Conn, err error) {
 	s.closed = true
+	if s.filling != nil {
+		s.filling.answer()
+		s.filling = nil
+	}
 	s.l.served = slices.DeleteFunc(s.l.served, func(o *served) bool { return o == s })
 	if s.reason != nil {
 		err = s.reason
@@ -69,54 +76,63 @@ func (s *served) Closed(_ aio.Conn, err error) {
 }
 
 // Data implements aio.ConnHandler.
-func (s *served) Data(_ aio.Conn, b []byte) int {
+func (s *served) Data(c aio.Conn, b []byte) int {
 	s.heard = s.l.cfg.Loop.Now()
-	used := 0
-	for s.reason == nil {
-		f, n, err := wire.Decode(b[used:])
-		if err == nil && n > 0 {
-			used += n
-			err = s.frame(&f)
-		}
-		if err != nil {
-			s.give(fmt.Errorf("%w: %w", ErrPeer, err))
-		}
-		if n == 0 {
-			break
-		}
+	used, err := s.in.data(c, b, s)
+	if err != nil {
+		s.give(fmt.Errorf("%w: %w", ErrPeer, err))
 	}
-	if s.reason != nil {
+	if s.stopped() {
 		return len(b)
 	}
-	s.c.Expect(int(wire.Size(b[used:])) - (len(b) - used))
 	return used
 }
 
-func (s *served) frame(f *wire.Frame) error {
+// stopped implements framer.
+func (s *served) stopped() bool { return s.reason != nil }
+
+// frame implements framer.
+func (s *served) frame(f *wire.Frame, all bool) ([]byte, error) {
 	if !s.greeted {
 		h, err := s.l.checkHello(f, s.c.Peer())
 		if err != nil {
-			return err
+			return nil, err
 		}
 		s.node, s.greeted = h.Node, true
-		return nil
+		return nil, nil
 	}
 	switch f.Type {
 	case wire.TypeRequest:
-		return s.request(f)
+		j, err := s.request(f)
+		if err == nil && !all {
+			s.filling = j
+			return j.req.Data, nil
+		}
+		if err == nil {
+			copy(j.req.Data, f.Data)
+			j.submit()
+		}
+		return nil, err
 	case wire.TypePing:
 		s.l.scratch = wire.AppendPing(s.l.scratch[:0], wire.TypePong, f.ID)
 		s.c.Write(s.l.scratch)
-		return nil
+		return nil, nil
 	}
-	return fmt.Errorf("%w: frame type %d from the asking side", wire.ErrType, f.Type)
+	return nil, fmt.Errorf("%w: frame type %d from the asking side", wire.ErrType, f.Type)
 }
 
-// request starts what a frame asks of a replica of this shard.
-func (s *served) request(f *wire.Frame) error {
+// full implements framer: the data of filling is there.
+func (s *served) full() {
+	j := s.filling
+	s.filling = nil
+	j.submit()
+}
+
+// request makes a job of what a frame asks of a replica of this shard. The frame's data isn't looked at.
+func (s *served) request(f *wire.Frame) (*job, error) {
 	w := weight(f.Kind, f.Len)
 	if s.n == windowRequests || s.bytes+w > windowBytes {
-		return fmt.Errorf("%w: more than %d requests or %d bytes unanswered", wire.ErrField, windowRequests, windowBytes)
+		return nil, fmt.Errorf("%w: more than %d requests or %d bytes unanswered", wire.ErrField, windowRequests, windowBytes)
 	}
 	s.n++
 	s.bytes += w
@@ -127,27 +143,32 @@ func (s *served) request(f *wire.Frame) error {
 	r.Session, r.Period, r.Off, r.Len = f.Session, f.Period, f.Off, f.Len
 	r.ResetAnswer()
 	r.Sums = j.sums[:0]
-	member, ok := s.l.cfg.Local(f.Replica)
-	if !ok {
-		r.Status = wire.StatusNotFound
-		j.answer()
-		return nil
-	}
 	switch f.Kind {
 	case wire.KindWrite:
 		s.l.memory(j, int(f.Len))
-		copy(r.Data, f.Data)
 		r.Sums = f.Sums(j.sums)
 	case wire.KindRead:
 		s.l.memory(j, int(f.Len))
+		r.Sums = j.sums[:f.Len/block.Size]
+	case wire.KindVerify:
 		r.Sums = j.sums[:f.Len/block.Size]
 	case wire.KindSums:
 		r.Sums = make([]uint64, block.PerChunk)
 	case wire.KindGens:
 		r.Sums = make([]uint64, block.Chunks(f.Len))
 	}
-	member.Submit(r)
-	return nil
+	return j, nil
+}
+
+// submit asks the replica.
+func (j *job) submit() {
+	member, ok := j.from.l.cfg.Local(j.req.Replica)
+	if !ok {
+		j.req.Status = wire.StatusNotFound
+		j.answer()
+		return
+	}
+	member.Submit(&j.req)
 }
 
 // answer is the Done of a job's request.

@@ -79,6 +79,16 @@ type Store interface {
 	PutToken(ctx context.Context, t spec.Token, rev Rev) (Rev, error)
 	DeleteToken(ctx context.Context, id string, rev Rev) error
 
+	APIToken(ctx context.Context, id string) (Versioned[spec.APIToken], error)
+	APITokens(ctx context.Context) ([]Versioned[spec.APIToken], error) // by id
+	PutAPIToken(ctx context.Context, t spec.APIToken, rev Rev) (Rev, error)
+	DeleteAPIToken(ctx context.Context, id string, rev Rev) error
+
+	// Events reads what happened, the oldest first; ErrNotFound if nothing has. PutEvents writes the whole list; rev 0
+	// creates it. AddEvent does both.
+	Events(ctx context.Context) (Versioned[[]spec.Event], error)
+	PutEvents(ctx context.Context, list []spec.Event, rev Rev) (Rev, error)
+
 	// HoldLease keeps this node's lease alive until ctx ends, taking it anew when it was
 	// lost (the store unreachable for longer than the TTL). lost is called
 	// each time it was lost, held each time it is (again) held. Blocks until ctx ends, then gives

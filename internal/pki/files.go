@@ -16,11 +16,8 @@ const (
 	caKeyFile  = "ca.key"
 )
 
-// Names of the pairs in a Dir.
-const (
-	NodePair  = "node"
-	AdminPair = "admin"
-)
+// NodePair is the name of a node's pair in its Dir.
+const NodePair = "node"
 
 // Dir is the directory that holds a node's certificates.
 type Dir string
@@ -104,6 +101,19 @@ func (d Dir) SavePair(name string, p *Pair) error {
 		return err
 	}
 	return d.write(name+".crt", EncodeCert(p.Cert))
+}
+
+// SaveCert replaces the certificate of a pair by another one for the same key. One file changes, so that a
+// crash or a reader at any moment finds a whole pair: that is why a renewed certificate keeps its key.
+func (d Dir) SaveCert(name string, cert *x509.Certificate) error {
+	p, err := d.LoadPair(name)
+	if err != nil {
+		return err
+	}
+	if !belongs(cert, p.Key) {
+		return fmt.Errorf("the new certificate isn't for the key in %s", d.Path(name+".key"))
+	}
+	return d.write(name+".crt", EncodeCert(cert))
 }
 
 // LoadPair reads a certificate and its key.

@@ -1,8 +1,9 @@
-// Package pki is the cluster's certificates: its own CA, the identity of each node, the administrator's certificate, and
-// the tokens by which machines join. Everything between nodes is TLS 1.3 with certificates of this CA on both sides.
+// Package pki is the cluster's certificates: its own CA, the identity of each node, the tokens by which machines join,
+// and those by which people and programs call the API. Everything between nodes is TLS 1.3 with certificates of this CA on
+// both sides. Only nodes have certificates.
 //
-// A certificate says what it is by a URI: keelson://<cluster id>/node/<name> or keelson://<cluster id>/admin. A
-// peer is accepted only if its certificate was signed by the cluster's CA and names the cluster.
+// A certificate says what it is by a URI: keelson://<cluster id>/node/<name>. A peer is accepted only if its
+// certificate was signed by the cluster's CA and names the cluster and a node of it.
 //
 // Certificates are valid from an hour (and a bit) before they were made, so a machine whose clock is wrong by an hour can
 // still join. The package owns no goroutine; files are written whole or not at all.
@@ -31,8 +32,8 @@ import (
 const (
 	caValid   = 10 * 365 * 24 * time.Hour
 	nodeValid = 365 * 24 * time.Hour
-	// renewBefore is how long before its end a node's certificate should be replaced.
-	renewBefore = 60 * 24 * time.Hour
+	// RenewBefore is how long before its end a node's certificate should be replaced.
+	RenewBefore = 60 * 24 * time.Hour
 	backdated   = 2 * time.Hour
 )
 
@@ -40,32 +41,25 @@ const (
 var (
 	// ErrOtherCluster: the certificate, or token, belongs to another cluster.
 	ErrOtherCluster = errors.New("of another cluster")
-	// ErrNotKeelson: the certificate doesn't name a node or administrator of a cluster.
+	// ErrNotKeelson: the certificate doesn't name a node of a cluster.
 	ErrNotKeelson = errors.New("not a certificate of a Keelson cluster")
 )
 
 // Role is what a certificate lets its holder be.
 type Role string
 
-// The roles of certificates.
-const (
-	RoleNode  Role = "node"
-	RoleAdmin Role = "admin"
-)
+// RoleNode is the only role of certificates.
+const RoleNode Role = "node"
 
 // Identity is who a certificate names.
 type Identity struct {
 	Cluster string // id
 	Role    Role
-	Node    string // of RoleNode
+	Node    string
 }
 
 func (id Identity) uri() *url.URL {
-	u := &url.URL{Scheme: "keelson", Host: id.Cluster, Path: "/" + string(id.Role)}
-	if id.Role == RoleNode {
-		u.Path += "/" + id.Node
-	}
-	return u
+	return &url.URL{Scheme: "keelson", Host: id.Cluster, Path: "/" + string(id.Role) + "/" + id.Node}
 }
 
 // IdentityOf reads who a certificate names. The error is ErrNotKeelson.
@@ -75,10 +69,7 @@ func IdentityOf(cert *x509.Certificate) (Identity, error) {
 			continue
 		}
 		parts := strings.Split(strings.TrimPrefix(u.Path, "/"), "/")
-		switch {
-		case len(parts) == 1 && parts[0] == string(RoleAdmin):
-			return Identity{Cluster: u.Host, Role: RoleAdmin}, nil
-		case len(parts) == 2 && parts[0] == string(RoleNode) && parts[1] != "":
+		if len(parts) == 2 && parts[0] == string(RoleNode) && parts[1] != "" {
 			return Identity{Cluster: u.Host, Role: RoleNode, Node: parts[1]}, nil
 		}
 	}
@@ -89,6 +80,8 @@ func IdentityOf(cert *x509.Certificate) (Identity, error) {
 type CA struct {
 	Cert *x509.Certificate
 	Key  crypto.Signer
+	// NodeValid is how long the certificates that it signs are valid; 0 is a year.
+	NodeValid time.Duration
 }
 
 // NewCA makes the CA of a new cluster.
@@ -142,6 +135,11 @@ func (ca *CA) NewPair(id Identity, hosts []string) (*Pair, error) {
 	if err != nil {
 		return nil, err
 	}
+	return ca.Renew(id, hosts, key)
+}
+
+// Renew signs a new certificate for a key that there is already.
+func (ca *CA) Renew(id Identity, hosts []string, key crypto.Signer) (*Pair, error) {
 	cert, err := ca.issue(id, hosts, key.Public())
 	if err != nil {
 		return nil, err
@@ -150,23 +148,20 @@ func (ca *CA) NewPair(id Identity, hosts []string) (*Pair, error) {
 }
 
 func (ca *CA) issue(id Identity, hosts []string, pub crypto.PublicKey) (*x509.Certificate, error) {
-	name := id.Node
-	if id.Role == RoleAdmin {
-		name = "admin"
+	valid := ca.NodeValid
+	if valid == 0 {
+		valid = nodeValid
 	}
-	tmpl := template(pkix.Name{CommonName: name, Organization: []string{"keelson:" + string(id.Role)}}, nodeValid)
+	tmpl := template(pkix.Name{CommonName: id.Node, Organization: []string{"keelson:" + string(id.Role)}}, valid)
 	tmpl.URIs = []*url.URL{id.uri()}
 	tmpl.KeyUsage = x509.KeyUsageDigitalSignature
-	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-	if id.Role == RoleNode {
-		tmpl.ExtKeyUsage = append(tmpl.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
-		tmpl.DNSNames = []string{id.Node}
-		for _, h := range hosts {
-			if ip := net.ParseIP(h); ip != nil {
-				tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
-			} else if h != id.Node {
-				tmpl.DNSNames = append(tmpl.DNSNames, h)
-			}
+	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
+	tmpl.DNSNames = []string{id.Node}
+	for _, h := range hosts {
+		if ip := net.ParseIP(h); ip != nil {
+			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
+		} else if h != id.Node {
+			tmpl.DNSNames = append(tmpl.DNSNames, h)
 		}
 	}
 	return sign(tmpl, ca.Cert, pub, ca.Key)
@@ -178,6 +173,12 @@ func NewRequest(node string, hosts []string) (key crypto.Signer, csr []byte, err
 	if err != nil {
 		return nil, nil, err
 	}
+	csr, err = RequestFor(k, node, hosts)
+	return k, csr, err
+}
+
+// RequestFor makes a certificate signing request for a key that the node has already.
+func RequestFor(key crypto.Signer, node string, hosts []string) (csr []byte, err error) {
 	req := &x509.CertificateRequest{Subject: pkix.Name{CommonName: node}}
 	for _, h := range hosts {
 		if ip := net.ParseIP(h); ip != nil {
@@ -186,8 +187,7 @@ func NewRequest(node string, hosts []string) (key crypto.Signer, csr []byte, err
 			req.DNSNames = append(req.DNSNames, h)
 		}
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, req, k)
-	return k, der, err
+	return x509.CreateCertificateRequest(rand.Reader, req, key)
 }
 
 // SignRequest signs the request of a node that joins the cluster under the name in the request.
@@ -206,9 +206,9 @@ func (ca *CA) SignRequest(cluster string, csr []byte) (*x509.Certificate, error)
 	return ca.issue(Identity{Cluster: cluster, Role: RoleNode, Node: req.Subject.CommonName}, hosts, req.PublicKey)
 }
 
-// NeedsRenewal reports whether a certificate should be replaced by now.
-func NeedsRenewal(cert *x509.Certificate, now time.Time) bool {
-	return now.After(cert.NotAfter.Add(-renewBefore))
+// NeedsRenewal reports whether a certificate ends within before, and so should be replaced by now.
+func NeedsRenewal(cert *x509.Certificate, now time.Time, before time.Duration) bool {
+	return now.After(cert.NotAfter.Add(-before))
 }
 
 // EncodeCert and EncodeKey write PEM; ParseCert and ParseKey read it.

@@ -55,7 +55,7 @@ func shake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error
 func TestMutualTLS(t *testing.T) {
 	ca, n1 := newCluster(t, "0000000000000001")
 	otherCA, alien := newCluster(t, "0000000000000002")
-	admin, err := ca.NewPair(Identity{Cluster: "0000000000000001", Role: RoleAdmin}, nil)
+	person, err := ca.NewPair(Identity{Cluster: "0000000000000001", Role: "person", Node: "n1"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,26 +87,34 @@ func TestMutualTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	asAdmin, err := ServerTLS(ca, admin, false)
-	if err != nil {
-		t.Fatal(err)
-	}
+	asPerson := server(false)
+	asPerson.Certificates = []tls.Certificate{person.tls()}
+	byPerson := client(ca, n1, "")
+	byPerson.Certificates = asPerson.Certificates
+	sendsCA := server(true)
+	sendsCA.Certificates[0].Certificate = append(sendsCA.Certificates[0].Certificate, ca.Cert.Raw)
+	claimsCA := server(true)
+	claimsCA.Certificates[0].Certificate = append(claimsCA.Certificates[0].Certificate, otherCA.Cert.Raw)
+	join := func(ca *CA) *tls.Config { return PinnedTLS(Hash(ca.Cert), ErrTokenCluster) }
 	for _, tc := range []struct {
 		name           string
 		server, client *tls.Config
 		want           string // part of either side's error; "" is success
 	}{
 		{"node to node", server(false), client(ca, n1, "n1"), ""},
-		{"administrator", server(false), client(ca, admin, ""), ""},
+		{"client is no node", server(false), byPerson, "not a certificate"},
+		{"client is no node, where none is needed", server(true), byPerson, "not a certificate"},
 		{"wrong node", server(false), client(ca, n1, "n2"), `node "n2" was meant`},
 		{"client of another CA", server(false), client(ca, alien, ""), "another cluster"},
 		{"client names another cluster", server(false), client(ca, impostor, ""), "another cluster"},
 		{"server of another CA", server(false), client(otherCA, alien, "n1"), "another cluster"},
-		{"no certificate", server(false), JoinTLS(ca), "certificate"},
-		{"joining", server(true), JoinTLS(ca), ""},
-		{"joining another cluster's server", server(true), JoinTLS(otherCA), "another cluster"},
+		{"no certificate", server(false), join(ca), "certificate"},
+		{"joining", sendsCA, join(ca), ""},
+		{"joining another cluster's server", sendsCA, join(otherCA), "another cluster"},
+		{"joining a server that shows a CA it isn't of", claimsCA, join(otherCA), "another cluster"},
+		{"joining a server that shows no CA", server(true), join(ca), "another cluster"},
 		{"server's certificate has expired", expired, client(ca, n1, ""), "are the clocks right"},
-		{"server is an administrator", asAdmin, client(ca, n1, ""), "certificate"},
+		{"server is no node", asPerson, client(ca, n1, ""), "not a certificate"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s, c := shake(t, tc.server, tc.client)
@@ -165,7 +173,22 @@ func TestFiles(t *testing.T) {
 			t.Errorf("%s: %v, %v", f, st, err)
 		}
 	}
-	other, _ := ca.NewPair(Identity{Cluster: "0000000000000001", Role: RoleAdmin}, nil)
+	other, _ := ca.NewPair(Identity{Cluster: "0000000000000001", Role: RoleNode, Node: "n2"}, nil)
+	if err := d.SaveCert(NodePair, other.Cert); err == nil {
+		t.Fatal("a certificate for another key was taken")
+	}
+	ca.NodeValid = time.Hour
+	renewed, err := ca.Renew(Identity{Cluster: "0000000000000001", Role: RoleNode, Node: "n1"}, nil, p.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.SaveCert(NodePair, renewed.Cert); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := d.LoadPair(NodePair); err != nil || !got.Cert.Equal(renewed.Cert) || NeedsRenewal(got.Cert, time.Now(), time.Minute) ||
+		!NeedsRenewal(got.Cert, time.Now(), 2*time.Hour) {
+		t.Fatalf("%v, %v", got, err)
+	}
 	key, _ := EncodeKey(other.Key)
 	if err := d.write("ca.key", key); err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -43,7 +44,8 @@ func ClientTLS(ca *CA, p *Pair, node string) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg := verifying(ca, func(got Identity) error {
+	pool := ca.Pool()
+	cfg := verifying(func([]*x509.Certificate) (*x509.CertPool, error) { return pool, nil }, func(got Identity) error {
 		if got.Cluster != id.Cluster {
 			return fmt.Errorf("the server's certificate is %w (%s, this one is %s)", ErrOtherCluster, got.Cluster, id.Cluster)
 		}
@@ -56,20 +58,23 @@ func ClientTLS(ca *CA, p *Pair, node string) (*tls.Config, error) {
 	return cfg, nil
 }
 
-// FetchTLS is the configuration for fetching the CA's certificate, which must then be compared with the hash
-// in a token: it verifies nothing.
-func FetchTLS() *tls.Config {
-	return &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true}
+// PinnedTLS is the configuration of a client that has no certificate, but a token: it accepts the nodes of the
+// cluster whose CA has the hash that the token names. Nodes send the CA's certificate with their own. What a
+// wrong CA is answered with is wrong, an error such as ErrTokenCluster.
+func PinnedTLS(hash string, wrong error) *tls.Config {
+	return verifying(func(chain []*x509.Certificate) (*x509.CertPool, error) {
+		for _, c := range chain[1:] {
+			if subtle.ConstantTimeCompare([]byte(Hash(c)), []byte(hash)) == 1 {
+				return (&CA{Cert: c}).Pool(), nil
+			}
+		}
+		return nil, wrong
+	}, func(Identity) error { return nil })
 }
 
-// JoinTLS is the configuration of a client that has no certificate yet, but the CA's.
-func JoinTLS(ca *CA) *tls.Config {
-	return verifying(ca, func(Identity) error { return nil })
-}
-
-// verifying makes a client's configuration that accepts nodes of this CA for which accept returns nil.
-func verifying(ca *CA, accept func(Identity) error) *tls.Config {
-	pool := ca.Pool()
+// verifying makes a client's configuration that accepts nodes that a CA from roots has signed and for which
+// accept returns nil.
+func verifying(roots func(chain []*x509.Certificate) (*x509.CertPool, error), accept func(Identity) error) *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS13,
 		InsecureSkipVerify: true, // VerifyConnection verifies the chain, without a host name
@@ -78,6 +83,10 @@ func verifying(ca *CA, accept func(Identity) error) *tls.Config {
 				return ErrNotKeelson
 			}
 			cert := s.PeerCertificates[0]
+			pool, err := roots(s.PeerCertificates)
+			if err != nil {
+				return err
+			}
 			if _, err := cert.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err != nil {
 				if unknown := (x509.UnknownAuthorityError{}); errors.As(err, &unknown) {
 					return fmt.Errorf("the server's certificate wasn't signed by this cluster's CA (%w): %w", ErrOtherCluster, err)
@@ -87,9 +96,6 @@ func verifying(ca *CA, accept func(Identity) error) *tls.Config {
 			id, err := IdentityOf(cert)
 			if err != nil {
 				return err
-			}
-			if id.Role != RoleNode {
-				return fmt.Errorf("the server's certificate is an administrator's, not a node's")
 			}
 			return accept(id)
 		},
@@ -108,7 +114,7 @@ func PeerIdentity(s tls.ConnectionState) (Identity, bool) {
 // PeerName returns the name of the node at the other end.
 func PeerName(s tls.ConnectionState) (string, error) {
 	id, ok := PeerIdentity(s)
-	if !ok || id.Role != RoleNode {
+	if !ok {
 		return "", fmt.Errorf("the other side is no node: %w", ErrNotKeelson)
 	}
 	return id.Node, nil

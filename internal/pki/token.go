@@ -56,10 +56,15 @@ func ParseToken(s string) (Token, error) {
 	rest, ok := strings.CutPrefix(strings.TrimSpace(s), tokenPrefix)
 	hash, rest, ok2 := strings.Cut(rest, "::")
 	id, secret, ok3 := strings.Cut(rest, ".")
-	if _, err := hex.DecodeString(hash); !ok || !ok2 || !ok3 || err != nil || len(hash) != 64 || len(id) != 16 || len(secret) != 32 {
+	if !ok || !ok2 || !ok3 || !isHex(hash, 64) || !isHex(id, 16) || !isHex(secret, 32) {
 		return Token{}, ErrTokenForm
 	}
 	return Token{CAHash: hash, ID: id, Secret: secret}, nil
+}
+
+// isHex reports whether s is n lower-case hex digits.
+func isHex(s string, n int) bool {
+	return len(s) == n && strings.Trim(s, "0123456789abcdef") == ""
 }
 
 // CheckCA checks that a CA that a server sent is the one that the token names. The error is ErrTokenCluster.

@@ -3,8 +3,9 @@
 // request that can't be met gives an error that says which rule failed on which node.
 //
 // The rules, in order: hard ones exclude pools (the node is alive, not cordoned, has the storage role, matches the
-// selector; the pool has the media and the room; a column never has two copies on a node, nor in a zone when
-// zone spread is asked for). Among what is left, copies of a column go to zones that have none, then the columns
+// selector and the topology; the pool has the media and the room; a column never has two copies on a node, nor in a zone when
+// zone spread is asked for). Among what is left, the node that is asked for comes first, copies of a column go to zones that
+// have none, then the columns
 // of a volume go to different pools, then the pool with the most free space is taken; names break ties.
 package place
 
@@ -47,6 +48,8 @@ type Request struct {
 	Column int
 	// Exclude are nodes that must not be taken.
 	Exclude []string
+	// Near is a node that gets a copy if the hard rules let it; "" is none.
+	Near string
 }
 
 // Choice is where one replica goes.
@@ -68,6 +71,7 @@ type ImpossibleError struct {
 	Volume     string
 	Column     int
 	Want, Have int
+	Nodes      int // with the storage role, whatever else speaks against them
 	Rejected   []Rejection
 }
 
@@ -75,6 +79,9 @@ type ImpossibleError struct {
 func (e *ImpossibleError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "volume %s needs %d replicas but only %d can be placed", e.Volume, e.Want, e.Have)
+	if e.Nodes > 0 && e.Nodes < e.Want {
+		fmt.Fprintf(&b, " (a node takes one of them, and the cluster has %d with the storage role)", e.Nodes)
+	}
 	if len(e.Rejected) == 0 {
 		b.WriteString(": the cluster has no pools; add one with 'keelson pool add'")
 	}
@@ -150,7 +157,7 @@ func (s *state) column(col, n int) ([]Choice, error) {
 	for range n {
 		fit, rejected := s.candidates(taken, zones)
 		if len(fit) == 0 {
-			return nil, &ImpossibleError{Volume: s.req.Volume.Name, Column: col, Want: n, Have: have, Rejected: rejected}
+			return nil, &ImpossibleError{Volume: s.req.Volume.Name, Column: col, Want: n, Have: have, Nodes: s.storageNodes(), Rejected: rejected}
 		}
 		best := slices.MinFunc(fit, func(a, b Pool) int { return s.compare(a, b, zones) })
 		out = append(out, Choice{Column: col, Node: best.Node, Pool: best.ID, Reason: s.reason(best, fit, zones)})
@@ -163,6 +170,16 @@ func (s *state) column(col, n int) ([]Choice, error) {
 	return out, nil
 }
 
+func (s *state) storageNodes() int {
+	n := 0
+	for _, node := range s.nodes {
+		if slices.Contains(node.Roles, spec.RoleStorage) {
+			n++
+		}
+	}
+	return n
+}
+
 // free is how much room a pool has for data, in bytes. Where the file system wasn't asked, what was promised counts
 // as used; as volumes are thin, that may be below zero.
 func (s *state) free(p Pool) int64 {
@@ -173,9 +190,16 @@ func (s *state) free(p Pool) int64 {
 	return f - p.Reserve - s.added[p.ID]
 }
 
-// compare orders pools by preference: a zone without a copy, a pool without another column, free space, name.
+// compare orders pools by preference: near, a zone without a copy, a pool without another column, free space, name.
 func (s *state) compare(a, b Pool, zones map[string]int) int {
+	far := func(p Pool) int {
+		if s.req.Near != "" && p.Node == s.req.Near {
+			return 0
+		}
+		return 1
+	}
 	return cmp.Or(
+		cmp.Compare(far(a), far(b)),
 		cmp.Compare(zones[s.nodes[a.Node].Zone], zones[s.nodes[b.Node].Zone]),
 		cmp.Compare(s.used[a.ID], s.used[b.ID]),
 		cmp.Compare(s.free(b), s.free(a)),
@@ -245,6 +269,9 @@ func (s *state) nodeRule(n Node, taken map[string]bool, zones map[string]int) st
 			return fmt.Sprintf("label %s is %q, the node selector wants %q", k, n.Labels[k], want)
 		}
 	}
+	if t := s.req.Volume.Topology; len(t) > 0 && !slices.ContainsFunc(t, n.Meets) {
+		return "meets no term of the topology that is asked for"
+	}
 	return ""
 }
 
@@ -266,6 +293,9 @@ func (s *state) poolRule(p Pool) string {
 // reason says in words why a pool was taken.
 func (s *state) reason(p Pool, fit []Pool, zones map[string]int) string {
 	var why []string
+	if s.req.Near == p.Node {
+		why = append(why, "the node where it will be used")
+	}
 	if zone := s.nodes[p.Node].Zone; zone != "" {
 		if zones[zone] == 0 {
 			why = append(why, "zone "+zone+" had no copy")

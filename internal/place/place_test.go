@@ -57,6 +57,8 @@ func TestPlace(t *testing.T) {
 			c.Nodes[0].Labels = map[string]string{"disk": "fast"}
 			r.Volume.NodeSelector = map[string]string{"disk": "fast"}
 		}, "", []string{`node n2: label disk is "", the node selector wants "fast"`}},
+		{"more than nodes", func(_ *Cluster, r *Request) { r.Volume.Replicas = 4 }, "",
+			[]string{"a node takes one of them, and the cluster has 3 with the storage role", "node n1: has a copy already"}},
 		{"media", func(_ *Cluster, r *Request) { r.Volume.Media = spec.MediaHDD }, "", []string{"pool p1: media is ssd, hdd is asked for"}},
 		{"overcommit", func(c *Cluster, _ *Request) { c.Pools[2].Provisioned = 990 * gib }, "n2 (zone z1 had no copy; most free space (59Gi) of 2 candidates), " +
 			"n1 (every usable zone has a copy already; the only candidate)", nil},

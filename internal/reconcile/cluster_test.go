@@ -35,7 +35,9 @@ func inCluster(t *testing.T, nodes int, test func(t *testing.T, c *cluster)) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		c := &cluster{t: t, ctx: ctx, Store: mem.New()}
-		c.put(c.PutCluster(ctx, spec.Cluster{ID: spec.NewID(), Settings: spec.DefaultSettings()}, 0))
+		settings := spec.DefaultSettings()
+		settings.ScrubInterval = 0 // those who want scrubs say so
+		c.put(c.PutCluster(ctx, spec.Cluster{ID: spec.NewID(), Settings: settings}, 0))
 		var wg sync.WaitGroup
 		for i := range nodes {
 			c.addNode(&wg, i+1)
@@ -91,7 +93,7 @@ func (c *cluster) pass(d time.Duration) {
 // create makes a volume with one column and an in-sync member on each of the nodes.
 func (c *cluster) create(name, attached string, nodes ...string) {
 	c.t.Helper()
-	v := spec.Volume{ID: spec.NewID(), Name: name, Size: 1 << 30, Replicas: len(nodes), Columns: 1}
+	v := spec.Volume{ID: spec.NewID(), Name: name, Size: 1 << 30, Replicas: len(nodes), Columns: 1, Created: time.Now()}
 	v.State = spec.State{Term: 1, Fenced: 1, Node: attached, Columns: make([]spec.Column, 1)}
 	if attached != "" {
 		v.State.Frontend = spec.FrontendNBD

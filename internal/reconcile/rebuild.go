@@ -73,7 +73,9 @@ func rebuilding(vol *spec.Volume) bool {
 	return false
 }
 
-// dropSurplus drops members of column i that aren't needed any more once enough are in sync, and says so.
+// dropSurplus drops members of column i that aren't needed any more once enough are in sync, and says so. One that is in
+// sync itself is only marked while the volume is attached: what was acknowledged and not flushed is on it too, so the
+// coordinator has to flush the others and make it stale before it can be dropped. After a detachment all is durable.
 func (v *View) dropSurplus(vol *spec.Volume, i int) string {
 	col := &vol.State.Columns[i]
 	if len(col.Members) <= vol.Replicas {
@@ -90,9 +92,6 @@ func (v *View) dropSurplus(vol *spec.Volume, i int) string {
 	if len(keep) < vol.Replicas {
 		return ""
 	}
-	// While nobody serves the volume, the members that stay may have lost their run, and what wasn't flushed with
-	// it; then the one that would go may be the only one that has it.
-	flushed := vol.State.Node == "" || v.Alive(vol.State.Node)
 	var kept []spec.Member
 	dropped := ""
 	for _, m := range col.Members {
@@ -100,7 +99,11 @@ func (v *View) dropSurplus(vol *spec.Volume, i int) string {
 		case keep[m.Replica]:
 			m.Removing = false
 			kept = append(kept, m)
-		case m.State == spec.InSync && !flushed:
+		case m.State == spec.InSync && vol.State.Node != "":
+			if !m.Removing {
+				m.Removing = true
+				dropped = fmt.Sprintf("replica %s on node %s is no longer needed: it leaves the in-sync set", m.Replica, m.Node)
+			}
 			kept = append(kept, m)
 		default:
 			dropped = fmt.Sprintf("replica %s on node %s is no longer needed: %d others are in sync", m.Replica, m.Node, len(keep))

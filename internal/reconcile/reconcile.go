@@ -1,5 +1,6 @@
 // Package reconcile has the loops that bring the cluster to what was asked for, on whichever node leads: replicas whose
-// nodes stay away are rebuilt elsewhere (rebuild.go), and what deleted volumes leave behind is cleared (gc.go).
+// nodes stay away are rebuilt elsewhere (rebuild.go), what deleted volumes leave behind is cleared (gc.go), and volumes are
+// scrubbed when their time has come (scrub.go).
 //
 // A loop is a function from a View to the transactions that are due, so it can be read and tested as a table.
 //
@@ -40,7 +41,7 @@ const (
 type Config struct {
 	Store meta.Store
 	Log   *slog.Logger
-	// Serve attaches a detached volume on a node, without a frontend, until all its members are in sync. It
+	// Serve attaches a detached volume on a node, without a frontend, until all its members are in sync and no scrub runs. It
 	// blocks until that node has taken the work over, or says why it can't.
 	Serve func(ctx context.Context, volume, node string) error
 }
@@ -129,6 +130,7 @@ func (r *Runner) pass(ctx context.Context, now time.Time, wg *sync.WaitGroup) ti
 	slices.SortFunc(due, func(a, b meta.Versioned[spec.Volume]) int { return strings.Compare(a.Value.Name, b.Value.Name) })
 	plan := r.rebuild(due, now)
 	plan.merge(gc(r.view, due, now))
+	plan.merge(r.scrub(now))
 	for _, ch := range plan.changes {
 		if err := r.commit(ctx, ch); err != nil && ctx.Err() == nil {
 			r.cfg.Log.Warn("a reconciler's change wasn't made; it is decided again", "volume", ch.old.Value.Name, "err", err)
@@ -143,7 +145,10 @@ func (r *Runner) pass(ctx context.Context, now time.Time, wg *sync.WaitGroup) ti
 }
 
 func (r *Runner) commit(ctx context.Context, ch change) error {
-	var err error
+	err := r.leaveBehind(ctx, ch.leftovers)
+	if err != nil {
+		return err
+	}
 	if ch.remove {
 		err = r.cfg.Store.DeleteVolume(ctx, ch.old.Value.ID, ch.old.Rev)
 	} else {
@@ -186,6 +191,8 @@ type change struct {
 	remove bool
 	cond   meta.Cond
 	what   string
+	// leftovers are replicas, by pool, that are dropped although their directories may still be there.
+	leftovers map[string][]string
 }
 
 func (p *plan) merge(o plan) {

@@ -163,6 +163,7 @@ func TestRebuildsAtOnce(t *testing.T) {
 			for _, v := range list {
 				if len(v.Value.State.Columns[0].Members) > 2 {
 					active++
+					c.set(v.Value.Name, "n2", spec.Stale) // by the coordinator: it can't be reached
 					c.set(v.Value.Name, "n3", spec.InSync)
 					done++
 				}
@@ -302,8 +303,16 @@ func TestDeletion(t *testing.T) {
 		c.Cut("n1")
 		c.pass(9 * time.Minute)
 		c.expect("db", "n1 InSync")
+		v, err := c.VolumeByName(t.Context(), "db")
+		if err != nil {
+			t.Fatal(err)
+		}
 		c.pass(2 * time.Minute)
 		c.expect("db")
+		p, err := c.Pool(t.Context(), "pool-n1")
+		if err != nil || !slices.Equal(p.Value.Leftovers, []string{v.Value.State.Columns[0].Members[0].Replica}) {
+			t.Fatalf("left behind on n1: %v, %v", p.Value.Leftovers, err)
+		}
 		c.create("db", "", "n2", "n3") // the name is free again
 		c.update("db", func(v *spec.Volume) {
 			v.Deleting = true
@@ -402,15 +411,19 @@ func TestDropSurplus(t *testing.T) {
 	for name, tc := range map[string]struct {
 		holder  string
 		members []spec.Member
-		want    string // the nodes that stay
+		want    string // the nodes that stay, those that are to leave with a -
 	}{
 		"not too many": {"", []spec.Member{member("n1", spec.InSync, false), member("n2", spec.Stale, false)}, "n1 n2"},
-		"not yet":      {"", []spec.Member{member("n1", spec.InSync, false), member("dead", spec.InSync, true), member("n3", spec.Syncing, false)}, "n1 dead n3"},
+		"not yet":      {"", []spec.Member{member("n1", spec.InSync, false), member("dead", spec.InSync, true), member("n3", spec.Syncing, false)}, "n1 dead- n3"},
 		"done":         {"", []spec.Member{member("n1", spec.InSync, false), member("dead", spec.Stale, true), member("n3", spec.InSync, false)}, "n1 n3"},
 		"old first":    {"n1", []spec.Member{member("n1", spec.InSync, false), member("n2", spec.InSync, true), member("n3", spec.Syncing, false)}, "n1 n2"},
-		"both":         {"n1", []spec.Member{member("n1", spec.InSync, false), member("n2", spec.InSync, true), member("n3", spec.InSync, false)}, "n1 n3"},
+		// What wasn't flushed is on the one that is too many as well: the coordinator has to take it out first.
+		"both":           {"n1", []spec.Member{member("n1", spec.InSync, false), member("n2", spec.InSync, true), member("n3", spec.InSync, false)}, "n1 n2- n3"},
+		"none is marked": {"n1", []spec.Member{member("n1", spec.InSync, false), member("n2", spec.InSync, false), member("n3", spec.InSync, false)}, "n1 n2 n3-"},
+		"both, detached": {"", []spec.Member{member("n1", spec.InSync, false), member("n2", spec.InSync, true), member("n3", spec.InSync, false)}, "n1 n3"},
+		"taken out":      {"n1", []spec.Member{member("n1", spec.InSync, false), member("n2", spec.Stale, true), member("n3", spec.InSync, false)}, "n1 n3"},
 		// Only the one that is marked may still have what wasn't flushed.
-		"both, crashed": {"dead", []spec.Member{member("n1", spec.InSync, false), member("n2", spec.InSync, true), member("n3", spec.InSync, false)}, "n1 n2 n3"},
+		"both, crashed": {"dead", []spec.Member{member("n1", spec.InSync, false), member("n2", spec.InSync, true), member("n3", spec.InSync, false)}, "n1 n2- n3"},
 		"stale, crashed": {"dead", []spec.Member{member("n1", spec.InSync, false), member("n2", spec.Stale, true),
 			member("n3", spec.InSync, false)}, "n1 n3"},
 	} {
@@ -418,9 +431,12 @@ func TestDropSurplus(t *testing.T) {
 		what := v.dropSurplus(&vol, 0)
 		var got []string
 		for _, m := range vol.State.Columns[0].Members {
+			if m.Removing {
+				m.Node += "-"
+			}
 			got = append(got, m.Node)
 		}
-		if s := strings.Join(got, " "); s != tc.want || (what != "") != (len(got) < len(tc.members)) {
+		if s := strings.Join(got, " "); s != tc.want || (what == "") != slices.Equal(vol.State.Columns[0].Members, tc.members) {
 			t.Errorf("%s: %s stay, want %s (%q)", name, s, tc.want, what)
 		}
 	}

@@ -8,8 +8,11 @@ import (
 	"keelson.io/keelson/internal/spec"
 )
 
-// service is a detached volume that a node should bring up to date.
-type service struct{ volume, name, node string }
+// service is a detached volume that a node should bring up to date, or scrub.
+type service struct {
+	volume, name, node string
+	scrub              bool
+}
 
 // serving is what was asked for lately.
 type serving struct {
@@ -20,6 +23,7 @@ type serving struct {
 // ask is one volume's: busy while a node is being asked, then not again before until.
 type ask struct {
 	busy  bool
+	scrub bool
 	until time.Time
 	pause time.Duration
 }
@@ -33,14 +37,20 @@ func (s *serving) reset() {
 // needsService reports whether a volume that nobody serves has a member that could be brought up to date, and which
 // node should do it: one that has a copy in sync.
 func (v *View) needsService(vol *spec.Volume, now time.Time) (service, bool) {
+	s, behind, ok := v.server(vol, now)
+	return s, ok && behind
+}
+
+// server returns which node should serve a volume that nobody serves; behind is set if a member could be brought up to date.
+func (v *View) server(vol *spec.Volume, now time.Time) (s service, behind, ok bool) {
 	if holder := vol.State.Node; holder != "" {
 		// One that only serves gives way at once; one that had it attached may come back.
 		away, _ := v.Away(holder, now)
 		if v.Alive(holder) || vol.State.Frontend != spec.FrontendNone && !away {
-			return service{}, false
+			return service{}, false, false
 		}
 	}
-	behind, node := false, ""
+	node := ""
 	for _, col := range vol.State.Columns {
 		source := false
 		for _, m := range col.Members {
@@ -56,25 +66,33 @@ func (v *View) needsService(vol *spec.Volume, now time.Time) (service, bool) {
 			}
 		}
 		if !source {
-			return service{}, false
+			return service{}, false, false
 		}
 	}
-	return service{vol.ID, vol.Name, node}, behind && node != ""
+	return service{volume: vol.ID, name: vol.Name, node: node}, behind, node != ""
 }
 
 // serve asks nodes to serve volumes, each in the background, and returns when to look again.
 func (r *Runner) serve(ctx context.Context, list []service, now time.Time, wg *sync.WaitGroup) (due time.Time) {
+	// Scrubs take long: they have places of their own.
+	places := map[bool]int{false: MaxServed, true: MaxScrubbed}
 	busy := map[string]bool{}
+	taken := func(id string, scrub bool) {
+		if !busy[id] {
+			busy[id] = true
+			places[scrub]--
+		}
+	}
 	for id, vol := range r.view.Volumes {
 		if vol.Value.State.Frontend == spec.FrontendNone && r.view.Alive(vol.Value.State.Node) {
-			busy[id] = true
+			taken(id, vol.Value.Scrub.Running() && r.view.settled(&vol.Value))
 		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for id, a := range r.asked {
 		if a.busy {
-			busy[id] = true
+			taken(id, a.scrub)
 		} else if now.Sub(a.until) > retryMax {
 			delete(r.asked, id)
 		}
@@ -82,10 +100,10 @@ func (r *Runner) serve(ctx context.Context, list []service, now time.Time, wg *s
 	for _, s := range list {
 		a := r.asked[s.volume]
 		switch {
-		case a.busy, now.Before(a.until), len(busy) >= MaxServed && !busy[s.volume]:
+		case a.busy, now.Before(a.until), places[s.scrub] <= 0 && !busy[s.volume]:
 		default:
-			busy[s.volume] = true
-			a.busy = true
+			taken(s.volume, s.scrub)
+			a.busy, a.scrub = true, s.scrub
 			r.asked[s.volume] = a
 			wg.Go(func() { r.ask(ctx, s) })
 		}

@@ -1,9 +1,7 @@
 package repl
 
 import (
-	"fmt"
 	"math/bits"
-	"strings"
 	"time"
 
 	"keelson.io/keelson/internal/invariant"
@@ -39,6 +37,8 @@ type Config struct {
 	// Alive reports whether a node holds its lease, as far as is known.
 	Alive   func(node string) bool
 	Members []spec.Member
+	// Replicas is how many copies there shall be.
+	Replicas int
 	// AcceptLoss makes attach go on with whichever in-sync members answer, also when none of them
 	// is in its recorded run. An operator's decision.
 	AcceptLoss bool
@@ -66,9 +66,9 @@ type Column struct {
 
 	// Invariant: at most one Change is under way; committing says which.
 	committing *Change
-	// lossFlush: an internal flush for the members in lossCover is under way.
+	// lossFlush: an internal flush is under way, before members are made Stale; lossMask are those that were asked.
 	lossFlush bool
-	lossCover uint32
+	lossMask  uint32
 	nextLoss  time.Duration
 	// promoting is the member whose promotion is at its flush or transaction; -1 if none.
 	promoting    int
@@ -90,7 +90,7 @@ func New(cfg Config, fx Effects) *Column {
 
 func (c *Column) put(slot int, m spec.Member) {
 	s := c.members[slot].session
-	c.members[slot] = Member{Replica: m.Replica, Node: m.Node, Run: m.Run, Present: true, session: s}
+	c.members[slot] = Member{Replica: m.Replica, Node: m.Node, Pool: m.Pool, Run: m.Run, Removing: m.Removing, Present: true, session: s}
 	if c.phase == PhaseFencing && m.State == spec.InSync {
 		c.setRole(slot, Fencing)
 	}
@@ -127,10 +127,15 @@ func (c *Column) setRole(m int, r Role) {
 
 // Required returns the members without whose answer nothing is acknowledged: those that are, or may be, in
 // sync in the metadata.
-func (c *Column) Required() uint32 { return c.inRole[In] | c.inRole[Leaving] | c.inRole[Promoting] }
+func (c *Column) Required() uint32 {
+	if invariant.Mutant("promoting-not-required") {
+		return c.inRole[In] | c.inRole[Leaving]
+	}
+	return c.inRole[In] | c.inRole[Leaving] | c.inRole[Promoting]
+}
 
 // Everyone returns the members that get every change of the data.
-func (c *Column) Everyone() uint32 { return c.Required() | c.inRole[Catching] }
+func (c *Column) Everyone() uint32 { return c.Required() | c.inRole[Promoting] | c.inRole[Catching] }
 
 // InSync returns the members that are in sync and in use.
 func (c *Column) InSync() uint32 { return c.inRole[In] }
@@ -150,7 +155,14 @@ func (c *Column) Start(now time.Duration) {
 // LinkUp tells that member m can be reached (again).
 func (c *Column) LinkUp(m int, now time.Duration) {
 	mb := &c.members[m]
-	mb.Up = true
+	if !mb.Up {
+		for op := c.ops.next; op != &c.ops; op = op.next {
+			if op.asked[m] != 0 {
+				op.asked[m] += now - mb.downSince // that isn't the member's silence
+			}
+		}
+	}
+	mb.Up, mb.back = true, mb.Role == Leaving
 	if !c.begun || c.phase == PhaseStopped || mb.Open || mb.fencing {
 		return
 	}
@@ -227,6 +239,9 @@ func (c *Column) FenceDone(m int, session uint32, res Result, ans FenceAnswer, n
 		mb.Open, mb.answered = true, true
 		if ans.SinceConfirm >= 0 {
 			mb.lowerEnd = now - ans.SinceConfirm + TRead + Drift
+			if invariant.Mutant("no-drift-margin") {
+				mb.lowerEnd -= Drift
+			}
 		}
 		c.decide(now)
 	case In, Promoting:
@@ -242,7 +257,7 @@ func (c *Column) FenceDone(m int, session uint32, res Result, ans FenceAnswer, n
 func (c *Column) reopened(m int, now time.Duration) {
 	mb := &c.members[m]
 	otherRun := mb.Answer.Run != mb.Run && !invariant.Mutant("run-not-compared")
-	if otherRun || mb.Answer.PrevFence < c.cfg.Term {
+	if otherRun || mb.Answer.PrevFence < c.cfg.Term && !invariant.Mutant("rollback-not-noticed") {
 		// The machine was restarted, or the replica was replaced by an older image of itself, which doesn't
 		// know the term that it had promised: what it acknowledged may be gone.
 		mb.failing, mb.runLost = true, true
@@ -254,7 +269,9 @@ func (c *Column) reopened(m int, now time.Duration) {
 		return
 	}
 	mb.Open = true
-	c.resend(m, now)
+	if !invariant.Mutant("no-resend") {
+		c.resend(m, now)
+	}
 	c.step(now)
 }
 
@@ -292,6 +309,9 @@ func (c *Column) waits(m int) bool {
 func (c *Column) send(m int, op *Op, now time.Duration) {
 	op.out |= 1 << m
 	op.sentAt[m] = now
+	if op.asked[m] == 0 {
+		op.asked[m] = now
+	}
 	op.session[m] = c.members[m].session
 	c.fx.Send(m, op, c.members[m].session)
 }
@@ -302,7 +322,7 @@ func (c *Column) Begin(op *Op, mask uint32, now time.Duration) {
 	invariant.Check(c.phase == PhaseServing, "operation begun in phase %d", c.phase)
 	invariant.Check(!op.active && mask != 0, "operation begun twice or for nobody")
 	c.seq++
-	*op = Op{need: mask, seq: c.seq, active: true, internal: op.internal, purpose: op.purpose, Ctx: op.Ctx}
+	*op = Op{need: mask, seq: c.seq, active: true, internal: op.internal, purpose: op.purpose, Slow: op.Slow, Ctx: op.Ctx}
 	op.prev, op.next = c.ops.prev, &c.ops
 	op.prev.next, c.ops.prev = op, op
 	c.count++
@@ -326,6 +346,7 @@ func (c *Column) Done(m int, op *Op, session uint32, res Result, now time.Durati
 	bit := uint32(1) << m
 	invariant.Check(op.out&bit != 0, "answer of a member that wasn't asked")
 	op.out &^= bit
+	op.gone &^= bit
 	current := mb.Present && mb.Open && session == mb.session
 	switch {
 	case c.phase == PhaseStopped:
@@ -341,13 +362,18 @@ func (c *Column) Done(m int, op *Op, session uint32, res Result, now time.Durati
 		op.need &^= bit
 		mb.Full = mb.Full && c.waits(m)
 		mb.confirmed = max(mb.confirmed, op.sentAt[m])
+		if invariant.Mutant("confirmed-at-answer") {
+			mb.confirmed = now
+		}
 	case res == NoSpace && current:
+		op.asked[m] = 0
 		mb.Full = true // Tick sends it again
 	case res == Failed && current:
 		c.failedOp(m, op, now)
 	case current: // Lost or OldSess: this session is over
 		mb.Open = false
 	default:
+		mb.back = mb.back || mb.Role == Leaving && res == OK && session == mb.session
 		if mb.Open && mb.Role != Leaving {
 			c.send(m, op, now)
 		}
@@ -355,26 +381,9 @@ func (c *Column) Done(m int, op *Op, session uint32, res Result, now time.Durati
 	c.maybeComplete(op, now)
 }
 
-// failedOp handles a member that can't execute an operation.
-func (c *Column) failedOp(m int, op *Op, now time.Duration) {
-	bit := uint32(1) << m
-	mb := &c.members[m]
-	switch {
-	case mb.Role == Catching || mb.Role == Joining:
-		c.drop(m, now)
-	case mb.Role == In && c.inRole[In]&^bit == 0:
-		// The last copy: the guest gets the disk's error, as from a disk.
-		op.need &^= bit
-		op.Failed = true
-	default:
-		mb.failing = true
-		c.fail(m, now)
-	}
-}
-
 // finishStopped gives op back when a coordinator that has stopped has all its memory back.
 func (c *Column) finishStopped(op *Op) {
-	if op.active && op.out == 0 {
+	if op.active && op.out&^op.gone == 0 {
 		c.unlink(op)
 		op.Failed = true
 		c.fx.Complete(op)
@@ -388,7 +397,7 @@ func (c *Column) unlink(op *Op) {
 }
 
 func (c *Column) maybeComplete(op *Op, now time.Duration) {
-	if !op.active || op.need != 0 || op.out != 0 {
+	if !op.active || op.need != 0 || op.out&^op.gone != 0 {
 		return
 	}
 	c.complete(op, now)
@@ -410,101 +419,6 @@ func (c *Column) complete(op *Op, now time.Duration) {
 	}
 }
 
-// fail takes a member that isn't of use any more out, as far as its role allows.
-func (c *Column) fail(m int, now time.Duration) {
-	mb := &c.members[m]
-	switch mb.Role {
-	case Catching, Joining:
-		c.drop(m, now)
-	case In, Promoting:
-		if !c.othersServe(m) {
-			return // nobody would be left: wait for it
-		}
-		if c.promoting == m && c.promoteFlush {
-			// Its transaction wasn't asked for yet: the metadata has it as Syncing.
-			c.drop(m, now)
-			return
-		}
-		c.setRole(m, Leaving)
-		mb.Open = false
-		c.holdFor(m)
-		c.dropInternal(m, now)
-		c.step(now)
-	}
-}
-
-// holdFor lets everything in flight wait for m, also what m has answered already: it is answered only when m is out of
-// the in-sync set. The flush before that needn't cover it, and until then m may be the one that keeps it.
-func (c *Column) holdFor(m int) {
-	for op := c.ops.next; op != &c.ops; op = op.next {
-		if !op.internal {
-			op.need |= 1 << m
-		}
-	}
-}
-
-// othersServe reports whether another in-sync member answers.
-func (c *Column) othersServe(m int) bool {
-	for i := range c.members {
-		mb := &c.members[i]
-		if i != m && mb.Present && mb.Role == In && mb.Open && !mb.failing {
-			return true
-		}
-	}
-	return false
-}
-
-// drop ends what is done with a member that isn't in sync in the metadata, and with one that was just made
-// Stale: nothing waits for it any more.
-func (c *Column) drop(m int, now time.Duration) {
-	mb := &c.members[m]
-	if c.promoting == m {
-		c.promoting, c.promoteFlush = -1, false
-		c.forgetPromotion()
-	}
-	c.setRole(m, Out)
-	mb.Open, mb.fencing = false, false
-	mb.wantSyncing, mb.caughtUp, mb.failing, mb.runLost, mb.Full = false, false, false, false, false
-	mb.session++ // what comes from the old one no longer counts
-	mb.nextRejoin = max(mb.nextRejoin, now+RejoinBackoff)
-	c.fx.Dropped(m)
-	c.dropBits(m, now, func(*Op) bool { return true })
-	if !mb.Up {
-		mb.nextRejoin = now // it may come as soon as it is back
-	}
-}
-
-// forgetPromotion makes sure that the flush of a promotion that was given up, which may be answered
-// late, isn't taken for the flush of the next one.
-func (c *Column) forgetPromotion() {
-	for op := c.ops.next; op != &c.ops; op = op.next {
-		if op.internal && op.purpose == PurposePromote {
-			op.purpose = PurposeNone
-		}
-	}
-}
-
-// dropInternal lets the flushes of membership changes go on without m.
-func (c *Column) dropInternal(m int, now time.Duration) {
-	c.dropBits(m, now, func(op *Op) bool { return op.internal })
-}
-
-func (c *Column) dropBits(m int, now time.Duration, which func(*Op) bool) {
-	bit := uint32(1) << m
-	var done []*Op
-	for op := c.ops.next; op != &c.ops; op = op.next {
-		if op.need&bit != 0 && which(op) {
-			op.need &^= bit
-			if op.need == 0 && op.out == 0 {
-				done = append(done, op)
-			}
-		}
-	}
-	for _, op := range done {
-		c.maybeComplete(op, now)
-	}
-}
-
 func (c *Column) stop(err error) {
 	if c.phase == PhaseStopped {
 		return
@@ -513,7 +427,7 @@ func (c *Column) stop(err error) {
 	c.fx.Stop(err)
 	var done []*Op
 	for op := c.ops.next; op != &c.ops; op = op.next {
-		if op.out == 0 {
+		if op.out&^op.gone == 0 {
 			done = append(done, op)
 		}
 	}
@@ -560,30 +474,4 @@ func (c *Column) SessionLost(m int, session uint32) {
 func (c *Column) Session(m int) (uint32, bool) {
 	mb := &c.members[m]
 	return mb.session, mb.Present && mb.Open
-}
-
-// Condition says in words what the column waits for; "" if nothing.
-func (c *Column) Condition() string {
-	var wait []string
-	for i := range c.members {
-		mb := &c.members[i]
-		if !mb.Present {
-			continue
-		}
-		where := fmt.Sprintf("replica %s on node %s", mb.Replica, mb.Node)
-		switch {
-		case mb.Role == Fencing && !mb.answered:
-			wait = append(wait, "waiting for "+where+" to answer")
-		case mb.Role == Leaving:
-			wait = append(wait, where+" doesn't answer: taking it out of the in-sync set")
-		case mb.Role == In && !mb.Open:
-			wait = append(wait, "waiting for "+where+" to come back")
-		case mb.Full:
-			wait = append(wait, "paused: the pool of "+where+" is full; free or add space")
-		}
-	}
-	if c.readWait {
-		return "waiting until the former holder must have stopped"
-	}
-	return strings.Join(wait, "; ")
 }

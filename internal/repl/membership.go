@@ -1,6 +1,7 @@
 package repl
 
 import (
+	"slices"
 	"time"
 
 	"keelson.io/keelson/internal/invariant"
@@ -11,7 +12,7 @@ import (
 const (
 	fullRetry  = 500 * time.Millisecond
 	lossRetry  = time.Second
-	fenceStuck = 10 * time.Second
+	fenceStuck = time.Minute
 )
 
 // decide ends fencing when enough members have answered: at least one in its recorded run, otherwise all.
@@ -34,11 +35,15 @@ func (c *Column) decide(now time.Duration) {
 		case !m.Present:
 		case chosen&(1<<i) != 0:
 			change.Members = append(change.Members, MemberChange{m.Replica, spec.InSync, m.Answer.Run})
+		case !m.answered && invariant.Mutant("silent-stay-in-sync"):
 		default:
 			change.Members = append(change.Members, MemberChange{m.Replica, spec.Stale, ""})
 		}
 	}
 	c.phase = PhaseRecording
+	if invariant.Mutant("serve-before-record") {
+		c.serveEarly(change, now)
+	}
 	c.commit(change)
 }
 
@@ -60,7 +65,7 @@ func (c *Column) choose(now time.Duration) (chosen uint32, patient bool) {
 			}
 			continue
 		}
-		if m.Answer.PrevFence < c.cfg.Fenced {
+		if m.Answer.PrevFence < c.cfg.Fenced && !invariant.Mutant("rollback-not-noticed") {
 			all = false // rolled back to an older state of itself, such as a restored image
 			continue
 		}
@@ -74,9 +79,11 @@ func (c *Column) choose(now time.Duration) (chosen uint32, patient bool) {
 		}
 	}
 	switch {
+	case sameRun != 0 && invariant.Mutant("other-run-chosen"):
+		return sameRun | otherRun, patient
 	case sameRun != 0:
 		return sameRun, patient
-	case all:
+	case all || invariant.Mutant("any-run-suffices"):
 		return otherRun, patient
 	case c.cfg.AcceptLoss && best >= 0:
 		return 1 << best, patient
@@ -116,6 +123,10 @@ func (c *Column) Committed(err error, now time.Duration) {
 		c.stop(err)
 		return
 	}
+	if change.Attach && invariant.Mutant("serve-before-record") {
+		c.step(now)
+		return
+	}
 	for _, mc := range change.Members {
 		if i := c.Slot(mc.Replica); i >= 0 {
 			c.applied(i, mc, change.Attach, now)
@@ -136,6 +147,12 @@ func (c *Column) Committed(err error, now time.Duration) {
 		}
 	}
 	c.step(now)
+}
+
+// Unrecorded tells, before Committed, that a member of the transaction under way was dropped from the record before: for
+// it nothing was recorded. UpdateMembers drops it.
+func (c *Column) Unrecorded(replica string) {
+	c.committing.Members = slices.DeleteFunc(c.committing.Members, func(mc MemberChange) bool { return mc.Replica == replica })
 }
 
 // restartedMeanwhile returns the members that fenced again, in another run, while the attach transaction was under way
@@ -249,7 +266,7 @@ func (c *Column) step(now time.Duration) {
 	}
 	if leaving := c.inRole[Leaving]; leaving != 0 && !c.lossFlush && now >= c.nextLoss {
 		if remaining := c.inRole[In]; remaining != 0 {
-			c.lossFlush, c.lossCover = true, leaving
+			c.lossFlush, c.lossMask = true, remaining
 			if invariant.Mutant("no-loss-flush") {
 				c.flushed(PurposeLoss, false, now)
 				return
@@ -267,6 +284,10 @@ func (c *Column) step(now time.Duration) {
 		if m.Role == Catching && m.caughtUp && c.promoting < 0 && !c.closing {
 			c.setRole(i, Promoting)
 			c.promoting, c.promoteFlush = i, true
+			if invariant.Mutant("no-promote-flush") {
+				c.flushed(PurposePromote, false, now)
+				return
+			}
 			c.fx.Flush(PurposePromote, 1<<i)
 			return
 		}
@@ -278,17 +299,19 @@ func (c *Column) flushed(p Purpose, failed bool, now time.Duration) {
 	switch p {
 	case PurposeLoss:
 		c.lossFlush = false
-		if failed || c.committing != nil {
-			// Flush again: the transaction must follow a flush with nothing in between that could matter.
+		if failed || c.committing != nil || c.inRole[In]&^c.lossMask != 0 {
+			// Flush again: the transaction must follow a flush of all who stay, with nothing in between that could matter.
 			c.nextLoss = now
 			if failed {
 				c.nextLoss = now + lossRetry
 			}
 			return
 		}
+		// All who leave by now, also one that was to flush: nothing was acknowledged since the flush began, and who stays
+		// in the record must have flushed.
 		var change Change
 		for i := range c.members {
-			if c.lossCover&(1<<i) != 0 && c.members[i].Role == Leaving {
+			if c.members[i].Role == Leaving {
 				change.Members = append(change.Members, MemberChange{c.members[i].Replica, spec.Stale, ""})
 			}
 		}
@@ -348,15 +371,15 @@ func (c *Column) tickMember(i int, now time.Duration) {
 	switch m.Role {
 	case In, Promoting:
 		switch {
-		case m.failing:
+		case m.failing, m.Role == In && c.surplus(i):
 			c.fail(i, now)
 		case !m.Up && now-m.downSince > MemberTimeout:
-			c.fail(i, now)
-		case m.fencing && now-m.fenceSent > fenceStuck:
 			c.fail(i, now)
 		case m.Up && !m.Open && !m.fencing && now >= m.nextRejoin:
 			c.openSession(i, now)
 		}
+	case Leaving:
+		c.comeBack(i, now)
 	case Catching:
 		if !m.Open {
 			c.drop(i, now)
@@ -366,7 +389,7 @@ func (c *Column) tickMember(i int, now time.Duration) {
 			c.drop(i, now)
 		}
 	case Out:
-		if m.Up && c.rejoinReady && !c.closing && !m.fencing && now >= m.nextRejoin {
+		if m.Up && c.rejoinReady && !c.closing && !m.fencing && now >= m.nextRejoin && !c.surplus(i) {
 			c.setRole(i, Joining)
 			c.openSession(i, now)
 		}
@@ -385,8 +408,8 @@ func (c *Column) NeedsTick() bool {
 		m := &c.members[i]
 		switch {
 		case !m.Present:
-		case m.Role == In && m.Open && !m.Full && !m.failing:
-		case m.Role == Out && (!m.Up || c.closing):
+		case m.Role == In && m.Open && !m.Full && !m.failing && !c.surplus(i):
+		case m.Role == Out && (!m.Up || c.closing || c.surplus(i)):
 		default:
 			return true
 		}
@@ -397,14 +420,19 @@ func (c *Column) NeedsTick() bool {
 // UpdateMembers takes over what another writer changed in the column's record: members that were added, to
 // be brought up to date, and members that were dropped from it. The record must not be older than the
 // last transaction of this column; while one is under way nothing is done, and false is returned.
-func (c *Column) UpdateMembers(list []spec.Member, now time.Duration) bool {
+//
+// replicas is how many there shall be: as many that are to stay must be in sync before one that is to be removed is
+// taken out of the in-sync set.
+func (c *Column) UpdateMembers(list []spec.Member, replicas int, now time.Duration) bool {
 	if (c.phase != PhaseServing && c.phase != PhaseFencing) || c.committing != nil {
 		return false
 	}
+	c.cfg.Replicas = replicas
 	known := map[string]bool{}
 	for _, m := range list {
 		known[m.Replica] = true
-		if c.Slot(m.Replica) >= 0 {
+		if slot := c.Slot(m.Replica); slot >= 0 {
+			c.members[slot].Removing = m.Removing
 			continue
 		}
 		if slot := c.freeSlot(); slot >= 0 {

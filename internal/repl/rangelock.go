@@ -84,5 +84,13 @@ func (l *RangeLock) Unlock(r *Range) {
 	}
 }
 
+// Pass gives the range that r holds to o, which holds none.
+func (l *RangeLock) Pass(r, o *Range) {
+	invariant.Check(r.slot >= 0 && r.slot < len(l.held) && l.held[r.slot] == r, "passing on a range that isn't held")
+	o.start, o.end, o.shared, o.slot = r.start, r.end, r.shared, r.slot
+	l.held[o.slot] = o
+	r.slot = -1
+}
+
 // Idle reports whether nothing is held.
 func (l *RangeLock) Idle() bool { return len(l.held) == 0 }

@@ -40,6 +40,11 @@ const (
 	FenceTimeout = 4 * time.Second
 	// RejoinBackoff is the pause after a failed attempt to bring a member back.
 	RejoinBackoff = 3 * time.Second
+	// AnswerLimit is how long a member may leave a request unanswered on a living connection before it is taken out of
+	// the in-sync set, if the settings don't say otherwise.
+	AnswerLimit = spec.DefaultAnswerLimit
+	// SlowFactor multiplies that for operations that take long on a healthy disk.
+	SlowFactor = 12
 )
 
 // Errors that end a coordinator.
@@ -56,7 +61,8 @@ type Role uint8
 
 // The roles, and how a member moves between them:
 //
-//	Fencing --answers, chosen--> In --fails--> Leaving --committed Stale--> Out
+//	Fencing --answers, chosen--> In --fails, or isn't needed any more--> Leaving --committed Stale--> Out
+//	                              ^------it is back, and nobody else answers------/
 //	   |  \--not chosen, committed Stale--> Out
 //	Out --link up--> Joining --fenced, committed Syncing--> Catching
 //	Catching --caught up--> Promoting --flushed, committed InSync--> In
@@ -109,10 +115,17 @@ const (
 // Op is one operation on its way to the members. The shell embeds it in its own record.
 // All fields belong to the Column from Begin until Complete.
 type Op struct {
-	need    uint32 // members whose OK is missing
-	out     uint32 // members that have been sent it and haven't come back with any answer
+	need uint32 // members whose OK is missing
+	out  uint32 // members that have been sent it and haven't come back with any answer
+	// gone are those of out whose answer isn't waited for any more, as they have been silent for too long: the
+	// operation may be complete while they still have it.
+	gone    uint32
 	sentAt  [MaxMembers]time.Duration
+	asked   [MaxMembers]time.Duration // when it was first sent, in whichever session; 0 if it wasn't
 	session [MaxMembers]uint32
+	// Slow operations may take long on a healthy disk, so the limit of silence is SlowFactor times longer. Set
+	// before Begin.
+	Slow bool
 	// internal operations belong to a membership change: they don't wait for members on their way out.
 	internal bool
 	purpose  Purpose
@@ -125,6 +138,10 @@ type Op struct {
 	// Ctx is the shell's record of the operation. Set once; the Column leaves it alone.
 	Ctx any
 }
+
+// Abandoned returns, at Complete, the members that still have the operation, and its memory: their answers are to
+// be waited for before either is used again, and go nowhere.
+func (op *Op) Abandoned() uint32 { return op.out }
 
 // Purpose says what an internal flush is for.
 type Purpose uint8
@@ -180,12 +197,17 @@ type Effects interface {
 type Member struct {
 	Replica string
 	Node    string
+	Pool    string
 	Run     string // recorded in the metadata
 	Role    Role
 	Up      bool // its connection is up
 	Open    bool // its session is open
 	Present bool // the slot is in use
 	Full    bool // its last answer was NoSpace
+	// Silent: it has left a request unanswered for longer than the limit.
+	Silent bool
+	// Removing: it is to be dropped from the record once enough others are in sync.
+	Removing bool
 
 	Answer FenceAnswer // of the last fence
 
@@ -202,5 +224,7 @@ type Member struct {
 	wantSyncing bool          // Joining: fenced, its transaction to Syncing is due
 	caughtUp    bool          // Catching: all is copied, its promotion is due
 	failing     bool          // it couldn't execute an operation
+	oldest      time.Duration // Silent: when it was asked what it hasn't answered
+	back        bool          // Leaving: it has answered, or its connection has come back, since
 	runLost     bool          // it came back in another run than the recorded one
 }

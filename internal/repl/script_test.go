@@ -106,7 +106,13 @@ func (w *world) Fence(m int, s uint32, _ uint64) {
 func (w *world) Send(m int, op *Op, s uint32) {
 	w.printf("send %s -> %s session=%d", w.opName(op), w.name(m), s)
 }
-func (w *world) Complete(op *Op) { w.printf("complete %s failed=%v", w.opName(op), op.Failed) }
+func (w *world) Complete(op *Op) {
+	still := ""
+	if op.Abandoned() != 0 {
+		still = " still at " + w.names(op.Abandoned())
+	}
+	w.printf("complete %s failed=%v%s", w.opName(op), op.Failed, still)
+}
 func (w *world) Flush(p Purpose, mask uint32) {
 	w.flushes++
 	name := fmt.Sprintf("flush%d", w.flushes)
@@ -130,7 +136,7 @@ func (w *world) Stop(err error) {
 }
 
 // event runs one line. Words: new, up, down, start, fence, commit, begin, flush, done, tick, reconciled,
-// caughtup, failed, close, dead, members, roles, readable.
+// caughtup, failed, close, dead, members, silence, roles, readable.
 func (w *world) event(f []string) {
 	arg := map[string]string{}
 	for _, a := range f[1:] {
@@ -186,7 +192,16 @@ func (w *world) event(f []string) {
 	case "close":
 		w.c.Close(w.now)
 	case "members":
-		w.c.UpdateMembers(membersOf(f[1:]), w.now)
+		var replicas int
+		fmt.Sscan(arg["replicas"], &replicas)
+		w.c.UpdateMembers(membersOf(f[1:]), replicas, w.now)
+	case "silence": // so much later: whoever has owed an answer for more than 10 s
+		d, err := time.ParseDuration(f[1])
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.now += d
+		w.c.CheckSilence(w.now, 0, 10*time.Second, &[MaxMembers]time.Duration{})
 	case "roles":
 		for m := range w.c.members {
 			if mb := w.c.Member(m); mb != nil {
@@ -194,7 +209,7 @@ func (w *world) event(f []string) {
 			}
 		}
 	case "readable":
-		w.printf("readable=%v condition=%q", w.now < w.c.ReadableUntil(), w.c.Condition())
+		w.printf("readable=%v condition=%q", w.now < w.c.ReadableUntil(), w.c.Condition(w.now))
 	default:
 		w.t.Fatalf("unknown event %q", f[0])
 	}
@@ -218,10 +233,11 @@ func (w *world) create(f []string, arg map[string]string) {
 func membersOf(f []string) (list []spec.Member) {
 	for _, a := range f {
 		if p := strings.Split(a, ":"); len(p) >= 3 {
-			m := spec.Member{Replica: p[0], Node: p[1], State: spec.MemberState(p[2])}
+			m := spec.Member{Replica: p[0], Node: p[1], Pool: "pool-" + p[0], State: spec.MemberState(p[2])}
 			if len(p) > 3 {
 				m.Run = p[3]
 			}
+			m.Removing = len(p) > 4 && p[4] == "removing"
 			list = append(list, m)
 		}
 	}

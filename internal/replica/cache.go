@@ -225,6 +225,15 @@ func (c *cache) retry() {
 	}
 }
 
+// demote makes a chunk's sums the first to go, if nobody uses them: who looks at every chunk once must not push out those that
+// are in use.
+func (c *cache) demote(e *ent) {
+	if e.users == 0 && e.prev != nil && c.lru.prev != e {
+		e.unlink()
+		e.linkAfter(c.lru.prev)
+	}
+}
+
 // markDirty notes that e's sums differ from the file's.
 func (c *cache) markDirty(e *ent) { e.dirty = true }
 

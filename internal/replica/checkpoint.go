@@ -5,6 +5,7 @@ import (
 
 	"keelson.io/keelson/internal/aio"
 	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/invariant"
 	"keelson.io/keelson/internal/wire"
 )
 
@@ -68,7 +69,10 @@ func (c *checkpointer) start() {
 	c.period, c.err = c.o.req.Period, nil
 	r.cache.hold = true
 	c.phase = cpDrain
-	if r.flush.oldest <= c.period || r.flush.busy && r.flush.was <= c.period {
+	if invariant.Mutant("checkpoint-before-sums") {
+		r.plantedCheckpoint(c.period)
+	}
+	if (r.flush.oldest <= c.period || r.flush.busy && r.flush.was <= c.period) && !invariant.Mutant("checkpoint-without-flush") {
 		c.phase = cpBeyond
 		r.flush.call(func(err error) {
 			if err != nil {
@@ -135,6 +139,11 @@ func (c *checkpointer) writeGens() {
 	for n < gensBatch && r.gensDirty.has(first+n) {
 		n++
 	}
+	if invariant.Mutant("gens-write-lost") {
+		r.gensDirty.remove(first)
+		c.writeGens()
+		return
+	}
 	buf := r.getBuf(int(n) * block.Size)
 	for i := range n {
 		r.encodeGensBlock(buf.b[i*block.Size:(i+1)*block.Size], first+i)
@@ -164,7 +173,7 @@ func (r *Replica) encodeGensBlock(b []byte, index int64) {
 func (c *checkpointer) syncSums() {
 	r := c.r
 	r.cache.hold = false
-	if !r.cache.unsynced {
+	if !r.cache.unsynced || invariant.Mutant("sums-not-synced") {
 		c.syncGens()
 		return
 	}
@@ -189,6 +198,10 @@ func (c *checkpointer) syncGens() {
 		}
 		c.keepEntries()
 	}
+	if invariant.Mutant("gens-not-synced") {
+		c.keepEntries()
+		return
+	}
 	c.r.files.gens.Sync(&c.op)
 }
 
@@ -199,6 +212,9 @@ func (c *checkpointer) keepEntries() {
 	period := c.period + 1
 	var keep []entry
 	for _, s := range []*bitset{&r.suspect, &r.unrec, &c.late} {
+		if s == &r.unrec && invariant.Mutant("checkpoint-unreconciled") || s == &c.late && invariant.Mutant("late-sums-forgotten") {
+			continue
+		}
 		for i := s.next(0); i >= 0; i = s.next(i + 1) {
 			keep = append(keep, entry{i, period, true})
 			if len(keep) > r.journal.limit/2 {

@@ -18,6 +18,8 @@ var (
 	ErrVersion = errors.New("the replica has a newer format than this version of Keelson knows; upgrade this node")
 	// ErrDamaged: the replica can't be used.
 	ErrDamaged = errors.New("the replica is damaged beyond use; remove it, and another copy of the volume replaces it")
+	// ErrUnreadable: the disk reads other things, but not what decides; nothing was changed, and opening it may work later.
+	ErrUnreadable = errors.New("the disk can't read a copy of the replica's meta, which may be the newer one; look at the device of its pool")
 	// ErrExists: there is a replica of that name already.
 	ErrExists = errors.New("the replica exists already")
 	// ErrNotFound: there is no replica in that directory.

@@ -3,6 +3,7 @@ package replica
 import (
 	"time"
 
+	"keelson.io/keelson/internal/invariant"
 	"keelson.io/keelson/internal/wire"
 )
 
@@ -22,7 +23,7 @@ func (r *Replica) submitFence(o *op) {
 		return
 	}
 	req.Fence = &wire.FenceReply{Run: r.cfg.Run, PrevFence: r.saved.fence, Size: r.desc.Size}
-	if req.Period > r.m.fence {
+	if req.Period > r.m.fence && !invariant.Mutant("rollback-not-noticed") {
 		r.log.Warn("the replica was rolled back: it doesn't know a term that it had promised", "fence", r.m.fence, "known", req.Period)
 		req.Fence.SinceConfirm, req.Fence.AllChunks = 0, true
 		r.finish(o, wire.StatusOK)
@@ -30,9 +31,15 @@ func (r *Replica) submitFence(o *op) {
 	}
 	r.open = false
 	r.session = req.Session
+	r.supersede(req.Term)
 	r.fences.push(o)
 	if req.Term > r.saved.fence {
 		r.m.fence = req.Term
+		if invariant.Mutant("fence-not-durable") {
+			r.saved.fence = req.Term
+			r.loop.Post(r.quiet)
+			return
+		}
 		r.saveMeta(func(err error) {
 			if err != nil {
 				r.fenceFailed(err)
@@ -48,9 +55,21 @@ func (r *Replica) submitFence(o *op) {
 	})
 }
 
+// supersede ends the fences that wait: a newer one has come. So there is never more than one, however long a disk hangs.
+func (r *Replica) supersede(term uint64) {
+	for o := r.fences.pop(); o != nil; o = r.fences.pop() {
+		status := wire.StatusOldSession
+		if o.req.Term < term {
+			status = wire.StatusFenced
+		}
+		o.req.Fence = nil
+		r.finish(o, status)
+	}
+}
+
 // quiet is called when something that a fence or Close waits for has happened.
 func (r *Replica) quiet() {
-	if r.inflight == 0 && r.saved.fence == r.m.fence {
+	if (r.inflight == 0 || r.plantedHaste()) && r.saved.fence == r.m.fence {
 		for last := r.fences.tail; last != nil; {
 			o := r.fences.pop()
 			if o == nil {

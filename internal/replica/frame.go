@@ -6,6 +6,7 @@ import (
 	"github.com/minio/crc64nvme"
 
 	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/invariant"
 )
 
 // The journal's blocks and the two slots of meta are framed sector by sector, so that a write
@@ -81,6 +82,8 @@ func unseal(b []byte, magic uint32) (seq uint64, used int, v verdict) {
 	switch {
 	case empty == len(b)/sectorSize:
 		return 0, 0, frameEmpty
+	case (empty > 0 || mixed) && invariant.Mutant("torn-record-trusted"):
+		return seq, used, frameWhole
 	case empty > 0 || mixed:
 		return 0, 0, frameTorn
 	case digest != sum:

@@ -5,6 +5,7 @@ import (
 
 	"keelson.io/keelson/internal/aio"
 	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/invariant"
 )
 
 // The file journal: a ring of blocks. Block number seq, counted from 1, is in slot seq mod journalSlots.
@@ -119,7 +120,11 @@ func (j *journal) covers(o *op) bool {
 		return true
 	}
 	for i := range o.n {
-		if rec := j.live[o.chunk+int64(i)]; rec.period < period {
+		rec := j.live[o.chunk+int64(i)]
+		if rec.period > 0 && invariant.Mutant("journal-keyed-by-chunk") || i > 0 && invariant.Mutant("journal-first-chunk-only") {
+			continue
+		}
+		if rec.period < period {
 			return false
 		}
 	}
@@ -182,6 +187,10 @@ func (j *journal) write() {
 	seq := j.seq + 1
 	encodeJournal(j.buf.b, seq, j.block)
 	j.r.stats.JournalBlocks++
+	if invariant.Mutant("journal-not-durable") {
+		j.r.files.journal.WriteAt(&j.op, j.buf.b, int64(seq%journalSlots)*block.Size)
+		return
+	}
 	j.r.files.journal.WriteSync(&j.op, j.buf.b, int64(seq%journalSlots)*block.Size)
 }
 

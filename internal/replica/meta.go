@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+
+	"keelson.io/keelson/internal/invariant"
 )
 
 // The file meta: two slots, written in turn.
@@ -81,13 +83,19 @@ type openedMeta struct {
 	slot  int // that holds it
 	// damaged: the other slot was damaged, and may have been the newer one.
 	damaged bool
+	// unread: the other slot could not be read. What this one says may be back in time.
+	unread bool
 }
 
-// readMeta judges the whole file.
-func readMeta(b []byte) (o openedMeta, err error) {
+// readMeta judges the whole file. Of a slot that is nil it is not known what it holds.
+func readMeta(slots [2][]byte) (o openedMeta, err error) {
 	found := false
-	for slot := range 2 {
-		seq, m, raw, v := decodeMeta(b[slot*metaSlotSize : (slot+1)*metaSlotSize])
+	for slot, b := range slots {
+		if b == nil {
+			o.unread = true
+			continue
+		}
+		seq, m, raw, v := decodeMeta(b)
 		switch {
 		case v == frameNewer:
 			return o, ErrVersion
@@ -97,6 +105,9 @@ func readMeta(b []byte) (o openedMeta, err error) {
 			found = true
 			o.state, o.raw, o.seq, o.slot = m, raw, seq, slot
 		}
+	}
+	if !found && o.unread {
+		return o, ErrUnreadable
 	}
 	if !found {
 		return o, fmt.Errorf("%w: neither copy of meta is valid", ErrDamaged)
@@ -130,7 +141,9 @@ func (r *Replica) writeMeta() {
 		r.putBuf(buf)
 		r.metaBusy = false
 		if err == nil {
-			r.metaSlot ^= 1
+			if !invariant.Mutant("meta-in-one-slot") {
+				r.metaSlot ^= 1
+			}
 			r.saved = m
 		} else {
 			err = fmt.Errorf("replica %v: writing meta: %w", r.desc.Replica, err)
@@ -142,6 +155,10 @@ func (r *Replica) writeMeta() {
 		if len(r.metaWait) > 0 && !r.metaBusy {
 			r.writeMeta()
 		}
+	}
+	if invariant.Mutant("meta-not-durable") {
+		r.files.meta.WriteAt(&r.metaOp, buf.b, int64(r.metaSlot^1)*metaSlotSize)
+		return
 	}
 	r.files.meta.WriteSync(&r.metaOp, buf.b, int64(r.metaSlot^1)*metaSlotSize)
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+	"time"
 
 	"keelson.io/keelson/internal/aio"
 	"keelson.io/keelson/internal/block"
@@ -43,6 +44,28 @@ func (t *task) read(f aio.File, off int64, n int, next func([]byte, error)) {
 		putMem(t.loop, buf)
 	}
 	f.ReadAt(&t.op, t.buf.b, off)
+}
+
+// How often what can't be read is tried, and how long after each other, before it is taken as damaged.
+const (
+	readTries = 4
+	readPause = time.Second
+)
+
+// readPatiently is read for what can be replaced at a price if it is damaged: a disk may fail for a moment only.
+func (t *task) readPatiently(f aio.File, off int64, n int, next func([]byte, error)) {
+	tries := 0
+	var try func()
+	try = func() {
+		t.read(f, off, n, func(b []byte, err error) {
+			if tries++; errors.Is(err, syscall.EIO) && tries < readTries {
+				t.loop.NewTimer(try).Reset(readPause)
+				return
+			}
+			next(b, err)
+		})
+	}
+	try()
 }
 
 // opening is a replica on its way to be open.
@@ -120,14 +143,21 @@ func (o *opening) syncAll(rest []aio.File) {
 	rest[0].Sync(&o.t.op)
 }
 
-// readMetaFile reads both copies of meta. One that the disk can't read is taken as damaged.
-func readMetaFile(t *task, f aio.File, done func(openedMeta, error)) {
+// readMetaFile reads both copies of meta. If one can't be read, err says why, and m is what the other says, if it is whole.
+func readMetaFile(t *task, f aio.File, done func(m openedMeta, err error)) {
 	var slots [2][]byte
 	t.read(f, 0, metaSlotSize, func(b []byte, err0 error) {
 		slots[0] = readable(b, err0)
 		t.read(f, metaSlotSize, metaSlotSize, func(b []byte, err1 error) {
 			slots[1] = readable(b, err1)
-			m, err := readMeta(append(slots[0], slots[1]...))
+			if err0 != nil && err1 != nil {
+				done(openedMeta{}, fmt.Errorf("the disk can't read meta: %w", errors.Join(err0, err1)))
+				return
+			}
+			m, err := readMeta(slots)
+			if err == nil && m.unread {
+				err = ErrUnreadable
+			}
 			if err != nil {
 				err = errors.Join(err, err0, err1)
 			}
@@ -136,15 +166,12 @@ func readMetaFile(t *task, f aio.File, done func(openedMeta, error)) {
 	})
 }
 
-// readable returns a copy of what was read; if it could not be, something that is no valid block.
+// readable returns a copy of what was read; nil if it could not be.
 func readable(b []byte, err error) []byte {
-	b = append([]byte(nil), b...)
 	if err != nil {
-		for i := range b {
-			b[i] = 0xff
-		}
+		return nil
 	}
-	return b
+	return append([]byte(nil), b...)
 }
 
 func (o *opening) gotMeta(m openedMeta, err error) {
@@ -156,7 +183,7 @@ func (o *opening) gotMeta(m openedMeta, err error) {
 	o.r = r
 	r.m, r.saved = m.state, m.state
 	r.metaSeq, r.metaSlot = m.seq, m.slot
-	if r.m.fence > 0 {
+	if r.m.fence > 0 && !invariant.Mutant("restart-forgets-confirmation") {
 		r.lowerAt, r.lower = r.loop.Now(), true
 	}
 	r.flush.dirty, r.flush.oldest = true, 0
@@ -197,7 +224,7 @@ func (o *opening) fixSizes() {
 			o.fail(err)
 			return
 		}
-		o.t.read(r.files.journal, 0, journalSize, o.gotJournal)
+		o.t.readPatiently(r.files.journal, 0, journalSize, o.gotJournal)
 	})
 }
 
@@ -245,9 +272,13 @@ func (j *journal) recover(f journalFound) {
 		if e.kept || e.period>>32 < r.m.fence {
 			r.unrec.add(c)
 		}
-		r.suspect.add(c)
+		if !invariant.Mutant("sums-trusted-after-crash") {
+			r.suspect.add(c)
+		}
 		r.crashed.add(c)
-		r.gens[c] = e.period // raised to what the file has, later
+		if !invariant.Mutant("touch-keeps-gen") {
+			r.gens[c] = e.period // raised to what the file has, later
+		}
 		if e.period <= r.m.all {
 			continue
 		}
@@ -286,7 +317,7 @@ func (o *opening) readGens(at int64) {
 		return
 	}
 	n := min(total-at, 256)
-	o.t.read(r.files.gens, at*block.Size, int(n)*block.Size, func(b []byte, err error) {
+	o.t.readPatiently(r.files.gens, at*block.Size, int(n)*block.Size, func(b []byte, err error) {
 		if err != nil && !errors.Is(err, syscall.EIO) {
 			o.fail(err)
 			return
@@ -391,6 +422,11 @@ func ReadDesc(loop aio.Loop, dir string, done func(Desc, error)) {
 			finish(Desc{}, err)
 			return
 		}
-		readMetaFile(t, f, func(m openedMeta, err error) { finish(m.desc, err) })
+		readMetaFile(t, f, func(m openedMeta, err error) {
+			if errors.Is(err, ErrUnreadable) && m.raw != nil {
+				err = nil // it names the same replica as the copy that can't be read
+			}
+			finish(m.desc, err)
+		})
 	})
 }

@@ -24,6 +24,9 @@ type recomputing struct {
 	// careful: up to here, blocks are read one by one, as one of them can't be read.
 	careful    int64
 	unreadable int
+	// missed are blocks that couldn't be read: they are tried once more when the rest of the chunk was read, as a disk may fail
+	// for a moment only, and what is given up here is lost if no other copy has it.
+	missed []int
 	// suspect: a crash or a failed write made the sums unreliable, and the data is taken as it is. Otherwise the sums
 	// were damaged at rest: then a block counts only if its stored sum vouches for it.
 	suspect bool
@@ -55,6 +58,9 @@ func (rc *recomputing) more() {
 
 func (rc *recomputing) read(n int, err error) {
 	switch {
+	case rc.at >= rc.end:
+		rc.readAgain(n, err)
+		return
 	case err != nil && rc.n > block.Size:
 		rc.careful = rc.at + rc.n
 		rc.more()
@@ -64,7 +70,7 @@ func (rc *recomputing) read(n int, err error) {
 		return
 	case err != nil:
 		rc.unreadable++
-		rc.lost(int(rc.at / block.Size))
+		rc.missed = append(rc.missed, int(rc.at/block.Size))
 	default:
 		want := int(rc.n)
 		clear(rc.buf.b[n:want])
@@ -77,7 +83,29 @@ func (rc *recomputing) read(n int, err error) {
 		rc.more()
 		return
 	}
-	rc.done(nil)
+	rc.tryMissed()
+}
+
+// tryMissed reads the next block that couldn't be read.
+func (rc *recomputing) tryMissed() {
+	if len(rc.missed) == 0 {
+		rc.done(nil)
+		return
+	}
+	off := rc.e.chunk*block.ChunkSize + int64(rc.missed[0])*block.Size
+	rc.r.files.head.ReadAt(&rc.op, rc.buf.b[:block.Size], off)
+}
+
+func (rc *recomputing) readAgain(n int, err error) {
+	i := rc.missed[0]
+	rc.missed = rc.missed[1:]
+	if err != nil {
+		rc.lost(i)
+	} else {
+		clear(rc.buf.b[n:block.Size])
+		rc.judge(i, block.Sum(rc.buf.b[:block.Size]))
+	}
+	rc.tryMissed()
 }
 
 // lost notes that block i can't be read: another copy's has to take its place. Until it is written, reads of it fail.

@@ -9,6 +9,7 @@ import (
 
 	"keelson.io/keelson/internal/aio"
 	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/invariant"
 	"keelson.io/keelson/internal/wire"
 )
 
@@ -215,8 +216,10 @@ func (r *Replica) admit(o *op) wire.Status {
 		return wire.StatusNotFound
 	case !req.Kind.Valid():
 		return wire.StatusBadRequest
+	case req.Term < r.m.fence && r.plantedAccept(req):
 	case req.Term < r.m.fence:
 		return wire.StatusFenced
+	case req.Term == r.m.fence && r.open && invariant.Mutant("old-session-accepted"):
 	case req.Term > r.m.fence || !r.open || req.Session != r.session:
 		return wire.StatusOldSession
 	}
@@ -265,6 +268,12 @@ func (r *Replica) shape(o *op) bool {
 		}
 	case wire.KindTouch:
 		length = block.Size
+	case wire.KindVerify:
+		n := length / block.Size
+		if length > block.MaxIO || length <= 0 || int64(cap(req.Sums)) < n {
+			return false
+		}
+		req.Sums = req.Sums[:n]
 	case wire.KindGens:
 		return r.shapeGens(o)
 	}
@@ -315,6 +324,8 @@ func (r *Replica) step(o *op) {
 		r.read(o)
 	case wire.KindSums:
 		r.answerSums(o)
+	case wire.KindVerify:
+		r.verify(o)
 	default:
 		r.change(o)
 	}

@@ -16,6 +16,7 @@ type Stats struct {
 	BadBlocks     uint64 // blocks read that didn't match their sums
 	BadWrites     uint64 // writes refused because data and sums didn't match
 	IOErrors      uint64
+	Verified      uint64 // bytes read to be verified
 	Recomputed    uint64 // chunks whose sums were recomputed
 	JournalBlocks uint64
 	SumsReads     uint64

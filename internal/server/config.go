@@ -18,6 +18,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"keelson.io/keelson/internal/pki"
 	"keelson.io/keelson/internal/spec"
 )
 
@@ -44,7 +45,19 @@ type Config struct {
 	Metadata       MetadataConfig    `yaml:"metadata"`
 	Engine         EngineConfig      `yaml:"engine"`
 	Log            LogConfig         `yaml:"log"`
+	// Certificates should be the same on all nodes: metadata nodes sign for the others.
+	Certificates CertificatesConfig `yaml:"certificates"`
+	CSI          CSIConfig          `yaml:"csi"`
 }
+
+// CertificatesConfig is about the nodes' certificates.
+type CertificatesConfig struct {
+	Valid       time.Duration `yaml:"valid"`       // how long those that this node signs are
+	RenewBefore time.Duration `yaml:"renewBefore"` // their end, a node replaces its own
+}
+
+// checkEvery is how often a node looks whether its certificate has to be renewed.
+func (c CertificatesConfig) checkEvery() time.Duration { return min(c.RenewBefore/8, refreshEvery) }
 
 // JoinConfig says how to enter an existing cluster. It is looked at only as long as the data
 // directory belongs to none.
@@ -69,6 +82,8 @@ type EngineConfig struct {
 	Encryption bool `yaml:"encryption"` // of what travels between engines
 	// Spin is how long an event loop looks for completions before it sleeps.
 	Spin time.Duration `yaml:"spin"`
+	// Cgroup is what is done about a control group that could hold writers of volumes: auto, own or keep.
+	Cgroup string `yaml:"cgroup"`
 }
 
 // LogConfig is about the log on standard error.
@@ -88,8 +103,9 @@ func DefaultConfig() Config {
 		EtcdPeerPort:   9503,
 		Roles:          []spec.Role{spec.RoleMetadata, spec.RoleStorage},
 		ClusterName:    "keelson",
-		Engine:         EngineConfig{Encryption: true},
+		Engine:         EngineConfig{Encryption: true, Cgroup: cgroupAuto},
 		Log:            LogConfig{Level: "info", Format: "text"},
+		Certificates:   CertificatesConfig{Valid: 365 * 24 * time.Hour, RenewBefore: pki.RenewBefore},
 	}
 }
 
@@ -197,6 +213,18 @@ func (c *Config) validate() error {
 	}
 	if c.Engine.Shards < 1 || c.Engine.Shards > 64 {
 		return fmt.Errorf("engine.shards: %d is not between 1 and 64", c.Engine.Shards)
+	}
+	if g := c.Engine.Cgroup; g != cgroupAuto && g != cgroupOwn && g != cgroupKeep {
+		return fmt.Errorf("engine.cgroup: %q is none of auto, own and keep", g)
+	}
+	if v := c.Certificates.Valid; v < 10*time.Second || v > 10*365*24*time.Hour {
+		return fmt.Errorf("certificates.valid: %s is not between 10 seconds and 10 years", v)
+	}
+	if b := c.Certificates.RenewBefore; b < time.Second || b > c.Certificates.Valid*9/10 {
+		return fmt.Errorf("certificates.renewBefore: %s is not between a second and nine tenths of certificates.valid, %s", b, c.Certificates.Valid)
+	}
+	if err := c.CSI.validate(); err != nil {
+		return err
 	}
 	if _, err := c.Log.level(); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"keelson.io/keelson/internal/spec"
 )
@@ -51,24 +52,26 @@ func TestLoadConfig(t *testing.T) {
 
 func TestConfigValidation(t *testing.T) {
 	for key, change := range map[string]func(*Config){
-		"node:":                 func(c *Config) { c.Node = "N_1" },
-		"dataDir:":              func(c *Config) { c.DataDir = "here" },
-		"runDir:":               func(c *Config) { c.RunDir = "" },
-		"address:":              func(c *Config) { c.Address = "0.0.0.0" },
-		"apiPort:":              func(c *Config) { c.APIPort = 70000 },
-		"enginePort:":           func(c *Config) { c.EnginePort = c.APIPort },
-		"roles:":                func(c *Config) { c.Roles = []spec.Role{"king"} },
-		"roles: empty":          func(c *Config) { c.Roles = nil },
-		"engine.shards:":        func(c *Config) { c.Engine.Shards = 1000 },
-		"log.level:":            func(c *Config) { c.Log.Level = "loud" },
-		"log.format:":           func(c *Config) { c.Log.Format = "xml" },
-		"join.url:":             func(c *Config) { c.Join.Token = "t" },
-		"join.url: \"10":        func(c *Config) { c.Join = JoinConfig{URL: "10.0.0.1", Token: "t"} },
-		"join.url: \"https://a": func(c *Config) { c.Join = JoinConfig{URL: "https://a", Token: "t"} },
-		"join.token:":           func(c *Config) { c.Join.URL = "https://a:9500" },
-		"join:":                 func(c *Config) { c.Join = JoinConfig{"u", "t", "f"} },
-		"metadata:":             func(c *Config) { c.Metadata.CertFile = "/c" },
-		"metadata.endpoints":    func(c *Config) { c.Metadata.CAFile = "/c" },
+		"node:":                     func(c *Config) { c.Node = "N_1" },
+		"dataDir:":                  func(c *Config) { c.DataDir = "here" },
+		"runDir:":                   func(c *Config) { c.RunDir = "" },
+		"address:":                  func(c *Config) { c.Address = "0.0.0.0" },
+		"apiPort:":                  func(c *Config) { c.APIPort = 70000 },
+		"enginePort:":               func(c *Config) { c.EnginePort = c.APIPort },
+		"roles:":                    func(c *Config) { c.Roles = []spec.Role{"king"} },
+		"roles: empty":              func(c *Config) { c.Roles = nil },
+		"engine.shards:":            func(c *Config) { c.Engine.Shards = 1000 },
+		"certificates.valid:":       func(c *Config) { c.Certificates.Valid = time.Second },
+		"certificates.renewBefore:": func(c *Config) { c.Certificates.RenewBefore = c.Certificates.Valid },
+		"log.level:":                func(c *Config) { c.Log.Level = "loud" },
+		"log.format:":               func(c *Config) { c.Log.Format = "xml" },
+		"join.url:":                 func(c *Config) { c.Join.Token = "t" },
+		"join.url: \"10":            func(c *Config) { c.Join = JoinConfig{URL: "10.0.0.1", Token: "t"} },
+		"join.url: \"https://a":     func(c *Config) { c.Join = JoinConfig{URL: "https://a", Token: "t"} },
+		"join.token:":               func(c *Config) { c.Join.URL = "https://a:9500" },
+		"join:":                     func(c *Config) { c.Join = JoinConfig{"u", "t", "f"} },
+		"metadata:":                 func(c *Config) { c.Metadata.CertFile = "/c" },
+		"metadata.endpoints":        func(c *Config) { c.Metadata.CAFile = "/c" },
 	} {
 		c := DefaultConfig()
 		c.Node, c.Address = "n1", "10.0.0.1"

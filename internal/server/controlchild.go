@@ -12,9 +12,11 @@ import (
 	"time"
 
 	"keelson.io/keelson/internal/api"
+	pb "keelson.io/keelson/internal/api/keelsonv1"
 	rpc "keelson.io/keelson/internal/api/keelsonv1/keelsonv1connect"
 	"keelson.io/keelson/internal/meta/etcd"
 	"keelson.io/keelson/internal/reconcile"
+	"keelson.io/keelson/internal/server/auditlog"
 	"keelson.io/keelson/internal/server/fdstore"
 	"keelson.io/keelson/internal/spec"
 )
@@ -60,9 +62,16 @@ func (c *control) serve(ctx context.Context, id *identity, line *fdstore.Line) e
 	if err != nil {
 		return err
 	}
+	audit, err := auditlog.Open(c.cfg.DataDir, auditlog.MaxSize, auditlog.MaxFiles)
+	if err != nil {
+		return err
+	}
+	defer audit.Close()
+	id.ca.NodeValid = c.cfg.Certificates.Valid
 	ac := api.Config{
 		Node: c.st.Node, Version: Version, Store: c.store, CA: id.ca, Dial: c.dialer.dial,
-		Endpoints: c.endpoints, External: c.st.External, Log: c.log,
+		Endpoints: c.endpoints, External: c.st.External, RenewBefore: c.cfg.Certificates.RenewBefore, Audit: audit, Log: c.log,
+		Pages: map[string]http.Handler{"/metrics": metricsHandler(func(ctx context.Context) *pb.NodeStatusResponse { return c.api.OwnStatus(ctx) })},
 	}
 	if !c.st.External {
 		ac.Members = members{c.store.Client()}
@@ -71,15 +80,12 @@ func (c *control) serve(ctx context.Context, id *identity, line *fdstore.Line) e
 		ac.Engine = engineClient(c.cfg.EngineSocket())
 	}
 	c.api = api.New(ac)
-	mux := http.NewServeMux()
-	mux.Handle("/", c.api.Handler())
-	mux.Handle("/metrics", metricsHandler(c.api))
 	l, err := net.Listen("tcp", net.JoinHostPort(c.cfg.listenHost(), strconv.Itoa(c.cfg.APIPort)))
 	if err != nil {
 		return fmt.Errorf("API: %w", err)
 	}
 	hs := &http.Server{
-		Handler: api.RequireCertificate(mux), TLSConfig: st, ReadHeaderTimeout: 10 * time.Second,
+		Handler: c.api.Handler(), TLSConfig: st, ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelDebug),
 	}
 	failed := make(chan error, 2)
@@ -91,7 +97,8 @@ func (c *control) serve(ctx context.Context, id *identity, line *fdstore.Line) e
 		}
 	})
 	wg.Go(func() { followMembers(ctx, c.cfg, c.st, c.store) })
-	if err := line.Ready(); err != nil {
+	wg.Go(func() { c.serveCSI(ctx) })
+	if err := sayReady(ctx, line); err != nil {
 		return err
 	}
 	c.log.Info("API serves", "address", l.Addr().String())
@@ -114,6 +121,7 @@ func (c *control) background(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { c.refresh(ctx) })
+	wg.Go(func() { c.keepRenewed(ctx) })
 	if !c.cfg.HasRole(spec.RoleStorage) {
 		// Otherwise the engine holds it.
 		wg.Go(func() { _ = c.store.HoldLease(ctx, c.st.Node, func() {}, func() {}) })
@@ -134,15 +142,11 @@ func (c *control) background(ctx context.Context) error {
 // refreshEvery is how often what a node should know when it starts again is written down.
 const refreshEvery = time.Minute
 
-// refresh keeps the addresses of the metadata and of other nodes in the state file, follows the
-// members of the metadata, and renews the certificate.
+// refresh keeps the addresses of the metadata and of other nodes in the state file.
 func (c *control) refresh(ctx context.Context) {
 	for {
 		if err := c.refreshOnce(ctx); err != nil && ctx.Err() == nil {
 			c.log.Debug("addresses can't be refreshed", "err", err)
-		}
-		if err := c.renew(ctx); err != nil && ctx.Err() == nil {
-			c.log.Warn("this node's certificate can't be renewed; trying again", "err", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -89,8 +89,8 @@ func RunEngine(ctx context.Context, cfg Config, line *fdstore.Line) error {
 }
 
 // holdLease holds this node's lease until what it returns is called, also after ctx has ended.
-func (s *engineService) holdLease(ctx context.Context) (giveUp func()) {
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+func (s *engineService) holdLease(parent context.Context) (giveUp func()) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(parent))
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		err := s.store.HoldLease(ctx, s.node,
@@ -101,6 +101,9 @@ func (s *engineService) holdLease(ctx context.Context) (giveUp func()) {
 		}
 	})
 	return func() {
+		if why := context.Cause(parent); errors.Is(why, errSuccessor) || errors.Is(why, errOrphaned) {
+			return // the next engine takes it over; nobody is to think that the node is gone
+		}
 		cancel()
 		wg.Wait()
 	}
@@ -124,7 +127,7 @@ func (s *engineService) run(ctx context.Context, cfg Config, line *fdstore.Line)
 	failed := make(chan error, 1)
 	wg.Go(func() { failed <- hs.Serve(l) })
 	defer hs.Close()
-	if err := line.Ready(); err != nil {
+	if err := sayReady(ctx, line); err != nil {
 		return err
 	}
 	select {
@@ -151,7 +154,9 @@ func listenSocket(path string) (net.Listener, error) {
 // openLoops starts an event loop for each shard, and the listener for other engines.
 func openLoops(cfg Config, log *slog.Logger) (_ []aio.Loop, closeAll func(), err error) {
 	rc := ring.Config{Node: cfg.Node, PeerName: pki.PeerName, Spin: cfg.Engine.Spin, Log: log}
-	if cfg.Engine.Encryption {
+	if !cfg.Engine.Encryption {
+		log.Warn("engine.encryption is off: whoever reaches the engine's port can read and write every volume", "port", cfg.EnginePort)
+	} else {
 		id, err := loadIdentity(cfg.DataDir)
 		if err != nil {
 			return nil, nil, err

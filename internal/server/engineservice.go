@@ -193,6 +193,9 @@ func (s *engineService) Status(ctx context.Context, _ *pb.EngineStatusRequest) (
 				ResyncDone: int64(m.Done) * block.ChunkSize, ResyncTotal: int64(m.Todo) * block.ChunkSize,
 			})
 		}
+		if v.Scrub != nil {
+			lv.ScrubDone, lv.ScrubTotal, lv.ScrubFindings = v.Scrub.Done, v.Scrub.Total, api.FindingsProto(v.Scrub.Findings)
+		}
 		r.Volumes = append(r.Volumes, lv)
 	}
 	for _, p := range st.Pools {

@@ -42,7 +42,7 @@ func RunEtcd(ctx context.Context, cfg Config, line *fdstore.Line) error {
 		ec.InitialCluster = st.Node + "=" + cfg.etcdPeerURL()
 	} else if _, err := os.Stat(filepath.Join(ec.Dir, "member")); err != nil {
 		// The cluster has its metadata elsewhere: the other processes needn't wait until this node is let in.
-		if err := line.Ready(); err != nil {
+		if err := sayReady(ctx, line); err != nil {
 			return err
 		}
 		// Asked for each time until the member has data of its own: the others may have changed.
@@ -63,7 +63,7 @@ func RunEtcd(ctx context.Context, cfg Config, line *fdstore.Line) error {
 	select {
 	case <-e.Server.ReadyNotify():
 		log.Info("metadata member serves", "url", cfg.etcdClientURL())
-		if err := line.Ready(); err != nil {
+		if err := sayReady(ctx, line); err != nil {
 			return err
 		}
 		if !st.Founder && !st.Promoted {

@@ -68,7 +68,8 @@ func (id *identity) certificate() (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tls.Certificate{Certificate: [][]byte{p.Cert.Raw}, PrivateKey: p.Key, Leaf: p.Cert}, nil
+	// The CA's certificate goes with it for those who have a token, and by it the hash of the CA.
+	return &tls.Certificate{Certificate: [][]byte{p.Cert.Raw, id.ca.Cert.Raw}, PrivateKey: p.Key, Leaf: p.Cert}, nil
 }
 
 // client is the TLS configuration of connections to the node of that name, "" for any of the cluster.
@@ -165,6 +166,39 @@ func peerClient(dataDir, addr string) (*api.Client, error) {
 	return api.NewClient(httpClient(t), "https://"+addr), nil
 }
 
+// TokenClient returns a client that shows an API token to the API at server (HOST:PORT or a URL), once that
+// has proved to be of the cluster that the token names.
+func TokenClient(token, server string) (*api.Client, error) {
+	t, err := pki.ParseAPIToken(token)
+	if err != nil {
+		return nil, err
+	}
+	h := httpClient(pki.PinnedTLS(t.CAHash, pki.ErrAPITokenCluster))
+	h.Transport = bearer{t.String(), h.Transport}
+	return api.NewClient(h, "https://"+apiAddress(server)), nil
+}
+
+// bearer sends a token with each request.
+type bearer struct {
+	token string
+	next  http.RoundTripper
+}
+
+func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+b.token)
+	return b.next.RoundTrip(r)
+}
+
+// apiAddress reads HOST, HOST:PORT or a URL.
+func apiAddress(server string) string {
+	addr := strings.TrimSuffix(strings.TrimPrefix(server, "https://"), "/")
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		addr = net.JoinHostPort(strings.Trim(addr, "[]"), fmt.Sprint(DefaultConfig().APIPort))
+	}
+	return addr
+}
+
 // LocalClient returns a client that shows the certificate in the data directory: to this node's API,
 // or to the one at server (HOST:PORT or a URL).
 func LocalClient(dataDir, server string) (*api.Client, error) {
@@ -175,12 +209,8 @@ func LocalClient(dataDir, server string) (*api.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	addr := strings.TrimSuffix(strings.TrimPrefix(server, "https://"), "/")
-	if addr == "" {
-		addr = st.APIAddr
+	if server == "" {
+		server = st.APIAddr
 	}
-	if _, _, err := net.SplitHostPort(addr); err != nil {
-		addr = net.JoinHostPort(addr, fmt.Sprint(DefaultConfig().APIPort))
-	}
-	return peerClient(dataDir, addr)
+	return peerClient(dataDir, apiAddress(server))
 }

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"keelson.io/keelson/internal/server/fdstore"
@@ -29,6 +30,15 @@ func TestOneProcessOfAName(t *testing.T) {
 		return nil
 	}); !errors.Is(err, context.Canceled) {
 		t.Errorf("the second engine: %v", err)
+	}
+	// One of another node will never have its turn.
+	if err := (State{Node: "n1", NodeID: "x"}).write(cfg.DataDir); err != nil {
+		t.Fatal(err)
+	}
+	stranger := cfg
+	stranger.Node = "n2"
+	if err := RunChild(ctx, stranger, "engine", nil); !errors.Is(err, ErrPermanent) || !strings.Contains(err.Error(), "node n1") {
+		t.Errorf("another node's engine: %v", err)
 	}
 	// Another name isn't held up, and the same one goes on when the first has ended.
 	for _, name := range []string{"control", "etcd"} {

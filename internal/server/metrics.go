@@ -8,13 +8,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"keelson.io/keelson/internal/api"
 	pb "keelson.io/keelson/internal/api/keelsonv1"
 )
 
-// statusCollector shows what this node knows of itself: its pools, the volumes attached to it and
-// its engine's counters. Each node is scraped for its own.
-type statusCollector struct{ api *api.Server }
+// statusCollector is what says how this node is: its numbers are asked for when they are wanted.
+type statusCollector func(ctx context.Context) *pb.NodeStatusResponse
 
 var (
 	nodeUp        = desc("node_engine_up", "Whether this node's engine answers.", "node")
@@ -24,6 +22,8 @@ var (
 	volAttached   = desc("volume_attached", "1 for each volume attached to this node.", "node", "volume", "frontend")
 	volOutOfSync  = desc("volume_replicas_out_of_sync", "Replicas of an attached volume that are not in sync.", "node", "volume")
 	volResyncLeft = desc("volume_resync_remaining_bytes", "What is still to be compared and copied.", "node", "volume")
+	volScrub      = desc("volume_scrub_progress_ratio", "How much of a volume attached to this node its active scrub has verified.", "node", "volume")
+	volScrubBad   = desc("volume_scrub_findings_blocks", "What the active scrub of a volume attached to this node has found so far.", "node", "volume", "finding")
 	engineCounter = desc("engine_total", "Counters of the engine, since it started.", "node", "counter")
 )
 
@@ -33,7 +33,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 // Describe implements prometheus.Collector.
 func (statusCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{nodeUp, poolCapacity, poolUsed, poolReplicas, volAttached, volOutOfSync, volResyncLeft, engineCounter} {
+	for _, d := range []*prometheus.Desc{nodeUp, poolCapacity, poolUsed, poolReplicas, volAttached, volOutOfSync, volResyncLeft, volScrub, volScrubBad, engineCounter} {
 		ch <- d
 	}
 }
@@ -42,7 +42,7 @@ func (statusCollector) Describe(ch chan<- *prometheus.Desc) {
 func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	r := c.api.OwnStatus(ctx)
+	r := c(ctx)
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, append([]string{r.Name}, labels...)...)
 	}
@@ -61,6 +61,12 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 		out, left := outOfSync(v)
 		gauge(volOutOfSync, float64(out), v.Id)
 		gauge(volResyncLeft, float64(left), v.Id)
+		if f := v.ScrubFindings; v.ScrubTotal > 0 {
+			gauge(volScrub, float64(v.ScrubDone)/float64(v.ScrubTotal), v.Id)
+			gauge(volScrubBad, float64(f.GetRepaired()), v.Id, "repaired")
+			gauge(volScrubBad, float64(f.GetUnreadable()), v.Id, "unreadable")
+			gauge(volScrubBad, float64(f.GetDiffering()), v.Id, "differing")
+		}
 	}
 	for name, n := range r.Counters {
 		gauge(engineCounter, float64(n), name)
@@ -77,8 +83,8 @@ func outOfSync(v *pb.LiveVolume) (n int, left int64) {
 	return n, left
 }
 
-func metricsHandler(s *api.Server) http.Handler {
+func metricsHandler(status statusCollector) http.Handler {
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(statusCollector{s})
+	reg.MustRegister(status)
 	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
 }

@@ -46,6 +46,10 @@ func Prepare(ctx context.Context, cfg Config) error {
 		return err
 	}
 	switch {
+	case st.ClusterID != "" && cfg.Join.URL != "" && cfg.lostCertificate():
+		// Nobody else can tell that this node is still of the cluster: the token does.
+		log.Warn("this node's certificate has ended; joining again")
+		err = join(ctx, cfg, &st, log)
 	case st.ClusterID != "":
 		err = cfg.checkToken(st)
 	case cfg.Join.URL != "":
@@ -63,6 +67,16 @@ func Prepare(ctx context.Context, cfg Config) error {
 		return err
 	}
 	return renewOwn(cfg, st)
+}
+
+// lostCertificate reports whether this node's certificate has ended, or can't be read, and it can't sign one itself.
+func (c *Config) lostCertificate() bool {
+	dir := pkiDir(c.DataDir)
+	if ca, err := dir.LoadCA(); err == nil && ca.Key != nil {
+		return false
+	}
+	p, err := dir.LoadPair(pki.NodePair)
+	return err != nil || time.Now().After(p.Cert.NotAfter)
 }
 
 // checkState refuses a data directory of another node, or one that can't do what is configured.
@@ -131,6 +145,7 @@ func found(cfg Config, st *State, log *slog.Logger) error {
 			return err
 		}
 	}
+	ca.NodeValid = cfg.Certificates.Valid
 	pair, err := ca.NewPair(pki.Identity{Cluster: cluster, Role: pki.RoleNode, Node: cfg.Node}, cfg.hosts())
 	if err != nil {
 		return err
@@ -197,22 +212,26 @@ func join(ctx context.Context, cfg Config, st *State, log *slog.Logger) error {
 	if !strings.Contains(url, "://") {
 		url = "https://" + url
 	}
-	ca, err := fetchCA(ctx, url, t, log)
-	if err != nil {
-		return joinError(url, err)
-	}
 	key, csr, err := pki.NewRequest(cfg.Node, cfg.hosts())
 	if err != nil {
 		return err
 	}
-	c := api.NewClient(httpClient(pki.JoinTLS(ca)), url)
-	r, err := c.Join.Join(ctx, &pb.JoinRequest{Token: text, Name: cfg.Node, NodeId: st.NodeID, Roles: roleNames(cfg.Roles), Csr: csr})
+	h := httpClient(pki.PinnedTLS(t.CAHash, pki.ErrTokenCluster))
+	h.Transport = &dateWarner{next: h.Transport, log: log}
+	r, err := api.NewClient(h, url).Join.Join(ctx, &pb.JoinRequest{Token: text, Name: cfg.Node, NodeId: st.NodeID, Roles: roleNames(cfg.Roles), Csr: csr})
 	if err != nil {
 		return joinError(url, err)
 	}
 	cert, err := pki.ParseCert(r.CertPem)
 	if err != nil {
 		return fmt.Errorf("%s sent a certificate that can't be read: %w", url, err)
+	}
+	ca := &pki.CA{}
+	if ca.Cert, err = pki.ParseCert(r.CaPem); err != nil {
+		return fmt.Errorf("%s sent a CA certificate that can't be read: %w", url, err)
+	}
+	if err := t.CheckCA(ca.Cert); err != nil {
+		return joinError(url, err)
 	}
 	if len(r.CaKeyPem) > 0 {
 		if ca.Key, err = pki.ParseKey(r.CaKeyPem); err != nil {
@@ -237,21 +256,6 @@ func join(ctx context.Context, cfg Config, st *State, log *slog.Logger) error {
 
 // maxSkewWarn is from where on a difference of clocks is worth a warning.
 const maxSkewWarn = 5 * time.Second
-
-// fetchCA gets the CA's certificate and compares it with the token. What it answers is trusted, nothing else is.
-func fetchCA(ctx context.Context, url string, t pki.Token, log *slog.Logger) (*pki.CA, error) {
-	h := httpClient(pki.FetchTLS())
-	h.Transport = &dateWarner{next: h.Transport, log: log}
-	r, err := api.NewClient(h, url).Join.GetCA(ctx, &pb.GetCARequest{})
-	if err != nil {
-		return nil, err
-	}
-	cert, err := pki.ParseCert(r.CaPem)
-	if err != nil {
-		return nil, fmt.Errorf("%s sent a CA certificate that can't be read: %w", url, err)
-	}
-	return &pki.CA{Cert: cert}, t.CheckCA(cert)
-}
 
 // dateWarner warns when the other side's clock differs. Nothing depends on it, but logs do.
 type dateWarner struct {

@@ -63,7 +63,7 @@ func newCluster(t *testing.T) *cluster {
 		Node: "n1", Store: c.store, CA: id.ca, Dial: newDialer(id).dial, Log: slog.New(slog.DiscardHandler),
 		Endpoints: func() []string { return []string{"https://127.0.0.1:9502"} }, Now: func() time.Time { return c.now },
 	})
-	hs := httptest.NewUnstartedServer(api.RequireCertificate(s.Handler()))
+	hs := httptest.NewUnstartedServer(s.Handler())
 	if hs.TLS, err = id.server(true); err != nil {
 		t.Fatal(err)
 	}

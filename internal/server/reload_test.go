@@ -15,19 +15,20 @@ import (
 const reloadMark = "keelson-test-reload"
 
 func fakeReload() int {
-	if os.Getenv(envKept) == "" {
+	if os.Getenv(envHandover) == "" {
 		fd, err := unix.FcntlInt(1, unix.F_DUPFD_CLOEXEC, 10)
 		if err != nil {
 			return 3
 		}
 		k := fdstore.NewKeeper()
 		k.Keep(fdstore.Entry{Name: "fuse/a", State: []byte("state"), FDs: []int{fd}})
-		err = replaceSelf("/proc/self/exe", map[string]*fdstore.Keeper{"engine": k, "etcd": fdstore.NewKeeper()})
+		err = replaceSelf("/proc/self/exe", handover{keepers: map[string]*fdstore.Keeper{"engine": k, "etcd": fdstore.NewKeeper()}})
 		fmt.Fprintln(os.Stderr, err)
 		return 4
 	}
-	keepers, err := keptBefore()
-	if err != nil || len(keepers) != 2 || os.Getenv(envKept) != "" {
+	h, err := takeHandover()
+	keepers := h.keepers
+	if err != nil || len(keepers) != 2 || os.Getenv(envHandover) != "" {
 		fmt.Fprintln(os.Stderr, keepers, err)
 		return 5
 	}

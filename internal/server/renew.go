@@ -23,31 +23,60 @@ func renewOwn(cfg Config, st State) error {
 	if err != nil {
 		return err
 	}
-	if !pki.NeedsRenewal(p.Cert, time.Now()) && p.Cert.VerifyHostname(cfg.Address) == nil {
+	if !pki.NeedsRenewal(p.Cert, time.Now(), cfg.Certificates.RenewBefore) && p.Cert.VerifyHostname(cfg.Address) == nil {
 		return nil
 	}
-	p, err = ca.NewPair(pki.Identity{Cluster: st.ClusterID, Role: pki.RoleNode, Node: st.Node}, cfg.hosts())
+	ca.NodeValid = cfg.Certificates.Valid
+	p, err = ca.Renew(pki.Identity{Cluster: st.ClusterID, Role: pki.RoleNode, Node: st.Node}, cfg.hosts(), p.Key)
 	if err != nil {
 		return err
 	}
-	return dir.SavePair(pki.NodePair, p)
+	return dir.SaveCert(pki.NodePair, p.Cert)
+}
+
+// keepRenewed replaces this node's certificate each time it comes near its end, until ctx ends. Every process of the node
+// reads it anew for its next connection.
+func (c *control) keepRenewed(ctx context.Context) {
+	for {
+		if err := c.renew(ctx); err != nil && ctx.Err() == nil {
+			c.log.Warn("this node's certificate can't be renewed; trying again", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(c.cfg.Certificates.checkEvery()):
+		}
+	}
 }
 
 // renew replaces this node's certificate when it is near its end.
 func (c *control) renew(ctx context.Context) error {
 	dir := pkiDir(c.cfg.DataDir)
 	p, err := dir.LoadPair(pki.NodePair)
-	if err != nil || !pki.NeedsRenewal(p.Cert, time.Now()) {
+	if err != nil || !pki.NeedsRenewal(p.Cert, time.Now(), c.cfg.Certificates.RenewBefore) {
 		return err
 	}
 	if c.cfg.HasRole(spec.RoleMetadata) {
-		return renewOwn(c.cfg, c.st)
+		err = renewOwn(c.cfg, c.st)
+	} else {
+		err = c.renewThere(ctx, p)
 	}
+	if err != nil {
+		return err
+	}
+	if p, err = dir.LoadPair(pki.NodePair); err == nil {
+		c.log.Info("certificate renewed", "serial", p.Cert.SerialNumber.Text(16), "until", p.Cert.NotAfter.Format(time.RFC3339))
+	}
+	return err
+}
+
+// renewThere has a metadata node sign a new certificate for this node's key.
+func (c *control) renewThere(ctx context.Context, p *pki.Pair) error {
 	nodes, err := c.store.Nodes(ctx)
 	if err != nil {
 		return err
 	}
-	key, csr, err := pki.NewRequest(c.st.Node, c.cfg.hosts())
+	csr, err := pki.RequestFor(p.Key, c.st.Node, c.cfg.hosts())
 	if err != nil {
 		return err
 	}
@@ -64,7 +93,7 @@ func (c *control) renew(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		return dir.SavePair(pki.NodePair, &pki.Pair{Cert: cert, Key: key})
+		return pkiDir(c.cfg.DataDir).SaveCert(pki.NodePair, cert)
 	}
 	return err
 }

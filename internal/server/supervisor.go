@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
-	"syscall"
 	"time"
 
 	"keelson.io/keelson/internal/server/fdstore"
@@ -42,17 +42,33 @@ type Child struct {
 	StopWithin time.Duration
 }
 
+// Left is a child that a supervisor leaves running for the one that replaces it in the same process.
+type Left struct {
+	PID  int
+	Line *os.File // the supervisor's end
+	// exited tells the child's end if somebody in this process waits for it already.
+	exited <-chan error
+}
+
 // SupervisorConfig is what a Supervisor needs.
 type SupervisorConfig struct {
 	Binary   string // the executable of all children
 	Children []Child
 	Log      *slog.Logger
 	// BackoffMin and BackoffMax bound the pause before a child that died early is started
-	// again. One that lived for longer than BackoffMax is started at once.
+	// again. One that lived for longer than BackoffMax, or was ready for a while, is started at once.
 	BackoffMin, BackoffMax time.Duration
 	// Keepers keep the children's descriptors, by the child's name. They are the caller's, and outlive Run.
 	Keepers map[string]*fdstore.Keeper
+	// Left are the children that run already, by name.
+	Left map[string]Left
+	// Renewed, if set, has every child replaced, one after another, once all run. It is told what came of that; after an
+	// error the children are left as they are.
+	Renewed func(error)
 }
+
+// errLeave, as the cause of the end of Run's context, has the children go on without this supervisor.
+var errLeave = errors.New("the children are left to the next supervisor")
 
 // Supervisor starts children in order, restarts them, and stops them in reverse.
 type Supervisor struct {
@@ -71,45 +87,84 @@ func NewSupervisor(cfg SupervisorConfig) *Supervisor {
 	if cfg.Keepers == nil {
 		cfg.Keepers = map[string]*fdstore.Keeper{}
 	}
+	s := &Supervisor{}
 	for _, c := range cfg.Children {
 		if cfg.Keepers[c.Name] == nil {
 			cfg.Keepers[c.Name] = fdstore.NewKeeper()
 		}
+		s.runners = append(s.runners, newRunner(c, cfg))
 	}
-	return &Supervisor{cfg: cfg}
+	s.cfg = cfg
+	return s
 }
 
-// Run blocks until ctx ends and all children are gone, or until one ends with ExitPermanent.
+// Run blocks until ctx ends and all children are gone (or left, if errLeave is the cause), or until one ends
+// with ExitPermanent.
 func (s *Supervisor) Run(ctx context.Context) error {
-	failed := make(chan error, len(s.cfg.Children))
+	failed := make(chan error, len(s.runners))
 	err := s.start(ctx, failed)
+	if s.cfg.Renewed != nil && ctx.Err() == nil {
+		if err == nil {
+			err = s.renew(ctx)
+		}
+		s.cfg.Renewed(err)
+		err = nil
+	}
 	if err == nil {
 		select {
 		case <-ctx.Done():
 		case err = <-failed:
 		}
 	}
+	leave := err == nil && errors.Is(context.Cause(ctx), errLeave)
 	for i := len(s.runners) - 1; i >= 0; i-- {
-		s.runners[i].stop()
+		s.runners[i].stop(leave)
 	}
 	return err
 }
 
+// Left returns, after Run, the children that it left, by name.
+func (s *Supervisor) Left() map[string]Left {
+	all := map[string]Left{}
+	for _, r := range s.runners {
+		if r.left.PID != 0 {
+			all[r.child.Name] = r.left
+		}
+	}
+	return all
+}
+
+// prepareWithin is how long a child that is to end by itself has, when children are replaced.
+const prepareWithin = 30 * time.Second
+
 func (s *Supervisor) start(ctx context.Context, failed chan error) error {
-	for _, c := range s.cfg.Children {
-		r := newRunner(c, s.cfg)
-		s.runners = append(s.runners, r)
-		go r.run(failed)
+	for _, r := range s.runners {
+		if r.left.PID != 0 { // it must have who answers it, whatever comes of the others
+			r.begin(failed)
+		}
+	}
+	for _, r := range s.runners {
+		if r.begun {
+			continue
+		}
+		r.begin(failed)
 		var late <-chan time.Time
-		if !c.Once {
-			t := time.NewTimer(c.ReadyWithin)
+		within := r.child.ReadyWithin
+		if r.child.Once && s.cfg.Renewed != nil {
+			within = prepareWithin
+		}
+		if within > 0 {
+			t := time.NewTimer(within)
 			defer t.Stop()
 			late = t.C
 		}
 		select {
 		case <-r.ready:
 		case <-late:
-			s.cfg.Log.Warn("child not ready yet; going on without it", "child", c.Name, "waited", c.ReadyWithin)
+			if r.child.Once {
+				return fmt.Errorf("%s isn't done after %v", r.child.Name, within)
+			}
+			s.cfg.Log.Warn("child not ready yet; going on without it", "child", r.child.Name, "waited", within)
 		case err := <-failed:
 			return err
 		case <-ctx.Done():
@@ -119,133 +174,17 @@ func (s *Supervisor) start(ctx context.Context, failed chan error) error {
 	return nil
 }
 
-// runner runs one child through all its lives. Its goroutine is run.
-type runner struct {
-	child  Child
-	cfg    SupervisorConfig
-	log    *slog.Logger
-	keeper *fdstore.Keeper
-	ready  chan struct{} // closed when it was ready for the first time, or, with Once, is done
-	stopc  chan struct{} // closed to stop it
-	gone   chan struct{} // closed when it is gone for good
-}
-
-func newRunner(c Child, cfg SupervisorConfig) *runner {
-	return &runner{
-		child: c, cfg: cfg, log: cfg.Log.With("child", c.Name), keeper: cfg.Keepers[c.Name],
-		ready: make(chan struct{}), stopc: make(chan struct{}), gone: make(chan struct{}),
-	}
-}
-
-func (r *runner) run(failed chan<- error) {
-	defer close(r.gone)
-	backoff := time.Duration(0)
-	for {
-		began := time.Now()
-		err := r.live()
-		lived := time.Since(began)
-		if r.stopping() {
-			return
+// renew replaces every child by a new process, in order, each when the one before is ready.
+func (s *Supervisor) renew(ctx context.Context) error {
+	for _, r := range s.runners {
+		if r.child.Once {
+			continue
 		}
-		if r.child.Once && err == nil {
-			r.markReady()
-			<-r.stopc
-			return
+		if err := r.replace(ctx); err != nil {
+			return fmt.Errorf("%s: %w", r.child.Name, err)
 		}
-		var exit *exec.ExitError
-		if errors.As(err, &exit) && exit.ExitCode() == ExitPermanent {
-			failed <- permanent(fmt.Errorf("%s gave up; what it said is what has to be mended", r.child.Name))
-			return
-		}
-		if lived > r.cfg.BackoffMax {
-			backoff = 0
-		}
-		r.log.Warn("child ended; starting it again", "reason", reason(err), "lived", lived.Round(time.Millisecond), "pause", backoff)
-		select {
-		case <-r.stopc:
-			return
-		case <-time.After(backoff):
-		}
-		backoff = min(max(2*backoff, r.cfg.BackoffMin), r.cfg.BackoffMax)
 	}
-}
-
-// live runs one life of the child: it returns when the process is gone and everything that it
-// sent was taken in.
-func (r *runner) live() error {
-	conn, theirs, err := fdstore.Pair()
-	if err != nil {
-		return err
-	}
-	cmd := exec.Command(r.cfg.Binary, r.child.Args...)
-	cmd.Env = append(append(os.Environ(), r.child.Env...), fdstore.EnvFD+"=3")
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	cmd.ExtraFiles = []*os.File{theirs}
-	// A group of its own, so that an interrupt from the terminal doesn't reach all at once.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	err = cmd.Start()
-	theirs.Close()
-	if err != nil {
-		conn.Close()
-		return err
-	}
-	r.log.Info("child started", "pid", cmd.Process.Pid)
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		if err := r.keeper.Serve(conn, r.markReady); err != nil {
-			r.log.Warn("line to the child broke", "err", err)
-		}
-	}()
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
-	select {
-	case err = <-exited:
-	case <-r.stopc:
-		err = r.end(cmd, exited)
-	}
-	<-served
-	return err
-}
-
-// end asks the process to end, and makes it.
-func (r *runner) end(cmd *exec.Cmd, exited <-chan error) error {
-	_ = cmd.Process.Signal(syscall.SIGTERM)
-	t := time.NewTimer(r.child.StopWithin)
-	defer t.Stop()
-	select {
-	case err := <-exited:
-		r.log.Info("child stopped", "how", reason(err))
-		return err
-	case <-t.C:
-		r.log.Warn("child didn't stop in time; killing it", "waited", r.child.StopWithin)
-		_ = cmd.Process.Kill()
-		return <-exited
-	}
-}
-
-func (r *runner) stop() {
-	close(r.stopc)
-	<-r.gone
-}
-
-func (r *runner) stopping() bool {
-	select {
-	case <-r.stopc:
-		return true
-	default:
-		return false
-	}
-}
-
-// markReady is called by one goroutine at a time: that of the child's present life.
-func (r *runner) markReady() {
-	select {
-	case <-r.ready:
-	default:
-		close(r.ready)
-		r.log.Info("child ready")
-	}
+	return nil
 }
 
 // reason words how a process ended.
@@ -259,4 +198,18 @@ func reason(err error) string {
 	default:
 		return err.Error()
 	}
+}
+
+// adoptLine makes the connection of a line that was left, whose file stays the caller's.
+func adoptLine(f *os.File) (*net.UnixConn, error) {
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, errors.New("the line to a child is no unix socket")
+	}
+	return u, nil
 }

@@ -67,6 +67,8 @@ func fakeChild(name string, args []string) int {
 			if err := line.Ready(); err != nil {
 				return 3
 			}
+		case "tell":
+			fmt.Fprintf(tell, "%s serves\n", name)
 		case "crash-once":
 			if len(kept) == 0 {
 				return 1
@@ -243,7 +245,7 @@ func TestOrphansEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := os.StartProcess("/proc/self/exe", append([]string{"x"}, child("a", "ready").Args...), &os.ProcAttr{
+	p, err := os.StartProcess("/proc/self/exe", append([]string{"x"}, child("a", "ready", "tell").Args...), &os.ProcAttr{
 		Env: append(os.Environ(), fdstore.EnvFD+"=3"), Files: []*os.File{nil, nil, os.Stderr, theirs},
 	})
 	if err != nil {
@@ -251,10 +253,9 @@ func TestOrphansEnd(t *testing.T) {
 	}
 	theirs.Close()
 	k := fdstore.NewKeeper()
-	ready := make(chan struct{})
-	go func() { _ = k.Serve(conn, func() { close(ready) }) }()
-	<-ready
+	go func() { _ = k.Serve(conn, func() {}) }()
 	s.expect(t, "a start")
+	s.expect(t, "a serves") // it has the answer to what it said: a line that ends before that is an error of its own
 	conn.Close()
 	s.expect(t, "a orphaned")
 	if st, err := p.Wait(); err != nil || !st.Success() {

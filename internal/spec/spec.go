@@ -22,9 +22,17 @@ type Settings struct {
 	RebuildAfter time.Duration `json:"rebuildAfter"`
 	// RebuildBandwidth limits resync and rebuild of each volume, in bytes a second.
 	RebuildBandwidth int64 `json:"rebuildBandwidth"`
+	// AnswerLimit is how long a replica may leave a request unanswered before it is taken out of the in-sync set; 0 is
+	// DefaultAnswerLimit.
+	AnswerLimit time.Duration `json:"answerLimit,omitempty"`
 	// Overcommit limits the sum of the volumes' sizes in a pool to this multiple of
 	// the pool's capacity.
 	Overcommit float64 `json:"overcommit"`
+	// ScrubInterval is how long after the end of a volume's last scrub the next one begins; 0: never by itself.
+	ScrubInterval time.Duration `json:"scrubInterval,omitempty"`
+	// ScrubBandwidth limits the scrubs of all volumes that a node coordinates together, in bytes of the
+	// volumes a second; 0 is DefaultScrubBandwidth.
+	ScrubBandwidth int64 `json:"scrubBandwidth,omitempty"`
 }
 
 // Role is what a node does.
@@ -76,7 +84,14 @@ type Pool struct {
 	Capacity int64     `json:"capacity"`
 	Reserve  int64     `json:"reserve"`
 	Created  time.Time `json:"created"`
+	// Leftovers are replicas, 16 hex digits each, that may still have a directory in the pool although their volume was
+	// deleted: their node was away then. The node removes them. A directory of an unknown volume that isn't named here
+	// is never removed: the metadata may have been restored from before that volume was made.
+	Leftovers []string `json:"leftovers,omitempty"`
 }
+
+// MaxLeftovers bounds the leftovers of a pool. What is too many stays as an orphan.
+const MaxLeftovers = 4096
 
 // Volume is a virtual disk: what was asked for, and the state that the replication
 // protocol keeps in the metadata. Every change of it is one transaction that compares
@@ -91,12 +106,16 @@ type Volume struct {
 	Columns      int               `json:"columns"`
 	ZoneSpread   bool              `json:"zoneSpread,omitempty"` // copies must be in different zones
 	NodeSelector map[string]string `json:"nodeSelector,omitempty"`
+	// Topology, if not empty, are terms of which a node must meet one, in all its keys, to get a copy. A key is a label, or
+	// TopologyNode or TopologyZone.
+	Topology []map[string]string `json:"topology,omitempty"`
 	Media        Media             `json:"media,omitempty"` // "" is any
 	Created      time.Time         `json:"created"`
 	// Deleting is set when the volume is on its way out: its replicas are being removed.
 	Deleting bool `json:"deleting,omitempty"`
 
 	State State `json:"state"`
+	Scrub Scrub `json:"scrub,omitzero"`
 }
 
 // State is a volume's attachment and its members.
@@ -107,7 +126,7 @@ type State struct {
 	// set once everything was made durable on all in-sync members.
 	Node string `json:"node,omitempty"`
 	// Frontend is how the node shows it: "fuse" or "nbd"; "none" for an attachment that
-	// only serves a rebuild, and that gives way to any other.
+	// only serves a rebuild or a scrub, and that gives way to any other.
 	Frontend string `json:"frontend,omitempty"`
 	// Fenced is the highest term that every in-sync member has made durable. Invariant: Fenced ≤ Term.
 	Fenced uint64 `json:"fenced"`
@@ -159,12 +178,22 @@ type Token struct {
 	Expires    time.Time `json:"expires"`
 }
 
+// Limits of AnswerLimit. Below the least, a disk that is only busy would be taken for one that hangs; above the greatest,
+// file systems report tasks that hang.
+const (
+	DefaultAnswerLimit = 10 * time.Second
+	MinAnswerLimit     = 2 * time.Second
+	MaxAnswerLimit     = 100 * time.Second
+)
+
 // DefaultSettings are the settings of a new cluster.
 func DefaultSettings() Settings {
 	return Settings{
 		RebuildAfter:     10 * time.Minute,
 		RebuildBandwidth: 200 << 20,
 		Overcommit:       10,
+		ScrubInterval:    DefaultScrubInterval,
+		ScrubBandwidth:   DefaultScrubBandwidth,
 	}
 }
 
@@ -179,6 +208,32 @@ const (
 	// before the next one's turn.
 	StripeUnit = 1 << 20
 )
+
+// Keys of a topology term that are no labels: a node's name and its zone.
+const (
+	TopologyNode = "topology.keelson.io/node"
+	TopologyZone = "topology.keelson.io/zone"
+)
+
+// MaxTopologyTerms is how many terms a volume's topology has at most.
+const MaxTopologyTerms = 256
+
+// Meets reports whether the node meets a topology term.
+func (n *Node) Meets(term map[string]string) bool {
+	for k, want := range term {
+		have := n.Labels[k]
+		switch k {
+		case TopologyNode:
+			have = n.Name
+		case TopologyZone:
+			have = n.Zone
+		}
+		if have != want {
+			return false
+		}
+	}
+	return true
+}
 
 // Frontends of an attachment.
 const (

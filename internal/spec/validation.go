@@ -84,6 +84,14 @@ func (v *Volume) Validate() error {
 	if err := CheckMedia(v.Media); v.Media != "" && err != nil {
 		return err
 	}
+	if n := len(v.Topology); n > MaxTopologyTerms {
+		return &InvalidError{"topology", fmt.Sprint(n), fmt.Sprintf("at most %d terms", MaxTopologyTerms)}
+	}
+	for _, term := range v.Topology {
+		if err := CheckLabels("topology", term); err != nil {
+			return err
+		}
+	}
 	return CheckLabels("node-selector", v.NodeSelector)
 }
 

@@ -5,14 +5,16 @@ import (
 	"syscall"
 
 	"keelson.io/keelson/internal/block"
-	"keelson.io/keelson/internal/repl"
 	"keelson.io/keelson/internal/wire"
 )
 
 // ask sends one request of the coordinator's own to member m: for repairs, reconciliation and resync, which
 // hold the range lock of what they touch. done is called later. What changes data counts as a
-// change in flight of the present period.
-func (c *column) ask(m int, r *wire.Request, done func(*wire.Request)) {
+// change in flight of the present period. One that is silent for too long, and isn't needed any more, is given up: StatusLost.
+func (c *column) ask(m int, r *wire.Request, done func(*wire.Request)) { c.askWith(m, r, nil, done) }
+
+// askWith is ask for a request whose Data is in the given memory, which the caller may release when done was called.
+func (c *column) askWith(m int, r *wire.Request, memory *lent, done func(*wire.Request)) {
 	v := c.v
 	session, open := c.rc.Session(m)
 	if !open || v.phase == lost {
@@ -20,31 +22,18 @@ func (c *column) ask(m int, r *wire.Request, done func(*wire.Request)) {
 		v.loop.Post(func() { done(r) })
 		return
 	}
-	period, changes := v.period, false
+	a := &asking{c: c, m: m, session: session, asked: v.loop.Now(), period: v.period, r: r, memory: memory, done: done}
 	switch r.Kind {
 	case wire.KindWrite, wire.KindTrim, wire.KindTouch:
-		changes = true
+		a.changes = true
 		v.mut++
 		v.ckpt.dirtied(c, r.Off, 1)
 	}
-	asked := v.loop.Now()
-	r.Replica, r.Term, r.Session, r.Period = c.ids[m], v.term, session, period
+	c.asks = append(c.asks, a)
+	v.watch.arm()
+	r.Replica, r.Term, r.Session, r.Period = c.ids[m], v.term, session, a.period
 	r.ResetAnswer()
-	r.Done = func(*wire.Request) {
-		if changes {
-			v.mutationEnded(period)
-		}
-		switch r.Status {
-		case wire.StatusOK:
-			c.rc.Confirmed(m, session, asked)
-		case wire.StatusFenced:
-			v.lose(repl.ErrLost)
-		case wire.StatusLost, wire.StatusOldSession, wire.StatusNotFound:
-			c.rc.SessionLost(m, session)
-			v.armTick()
-		}
-		done(r)
-	}
+	r.Done = func(*wire.Request) { a.answered() }
 	c.links[m].Submit(r)
 }
 
@@ -88,11 +77,24 @@ func (c *column) fetchBlock(off int64, data []byte, tried, bad uint32, done func
 		c.v.loop.Post(func() { done(syscall.EIO) })
 		return
 	}
-	r := &wire.Request{Kind: wire.KindRead, Off: off, Len: block.Size, Data: data, Sums: make([]uint64, 1)}
-	c.ask(m, r, func(*wire.Request) {
+	memory := borrow(c.v.loop, block.Size)
+	if memory == nil {
+		c.fetches = append(c.fetches, func() { c.fetchBlock(off, data, tried, bad, done) })
+		c.v.armTick()
+		return
+	}
+	r := &wire.Request{Kind: wire.KindRead, Off: off, Len: block.Size, Data: memory.buf, Sums: make([]uint64, 1)}
+	c.askWith(m, r, memory, func(*wire.Request) {
+		if r.Status == wire.StatusOK && block.Sum(memory.buf) == r.Sums[0] {
+			copy(data, memory.buf)
+			c.writeBack(off, memory, bad, func() {
+				memory.release()
+				done(nil)
+			})
+			return
+		}
+		memory.release()
 		switch {
-		case r.Status == wire.StatusOK && block.Sum(data) == r.Sums[0]:
-			c.writeBack(off, data, bad, func() { done(nil) })
 		case r.Status == wire.StatusBadSum || r.Status == wire.StatusIOError || r.Status == wire.StatusOK:
 			c.fetchBlock(off, data, tried|1<<m, bad|1<<m, done)
 		case r.Status == wire.StatusLost || r.Status == wire.StatusOldSession || r.Status == wire.StatusNotFound:
@@ -113,20 +115,21 @@ func (c *column) retryFetches() {
 }
 
 // writeBack repairs a block on the members in bad. One that can't be repaired is found again at the next read.
-func (c *column) writeBack(off int64, data []byte, bad uint32, done func()) {
+func (c *column) writeBack(off int64, memory *lent, bad uint32, done func()) {
 	if bad == 0 {
 		done()
 		return
 	}
 	m := bits.TrailingZeros32(bad)
+	data := memory.buf
 	r := &wire.Request{Kind: wire.KindWrite, Off: off, Len: block.Size, Data: data, Sums: []uint64{block.Sum(data)}}
-	c.ask(m, r, func(*wire.Request) {
+	c.askWith(m, r, memory, func(*wire.Request) {
 		if r.Status == wire.StatusOK {
 			c.v.Stats.Repaired++
 			c.log(m).Warn("block repaired from another copy", "off", off)
 		} else {
 			c.log(m).Error("block can't be repaired", "off", off, "status", r.Status)
 		}
-		c.writeBack(off, data, bad&(bad-1), done)
+		c.writeBack(off, memory, bad&(bad-1), done)
 	})
 }

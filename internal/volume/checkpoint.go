@@ -115,6 +115,10 @@ func (k *checkpointer) advance() {
 		return
 	}
 	k.state = ckptFlushing
+	if invariant.Mutant("checkpoint-before-all-flushed") || invariant.Mutant("checkpoint-without-flush") {
+		k.flushed()
+		return
+	}
 	k.each(wire.KindFlush, func(c *column) uint32 { return c.rc.Required() }, k.flushed)
 }
 
@@ -124,7 +128,11 @@ func (k *checkpointer) flushed() {
 		return
 	}
 	k.state = ckptPersisting
-	k.each(wire.KindCheckpoint, func(c *column) uint32 { return c.rc.InSync() }, func() { k.end(!k.failed) })
+	mask := func(c *column) uint32 { return c.rc.InSync() }
+	if invariant.Mutant("syncing-checkpoints") {
+		mask = func(c *column) uint32 { return c.rc.Everyone() }
+	}
+	k.each(wire.KindCheckpoint, mask, func() { k.end(!k.failed) })
 }
 
 // each sends one internal operation to the members of every column, and goes on when all have answered.
@@ -133,6 +141,7 @@ func (k *checkpointer) each(kind wire.Kind, mask func(*column) uint32, then func
 	for _, c := range k.v.columns {
 		o := k.v.getOp(c)
 		o.kind, o.period, o.off, o.n = kind, k.upTo, 0, 0
+		o.Slow = true
 		o.then = func(failed bool) {
 			k.failed = k.failed || failed
 			if k.left--; k.left == 0 && k.v.phase != lost {

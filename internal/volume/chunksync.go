@@ -5,6 +5,7 @@ import (
 	"math/bits"
 
 	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/invariant"
 	"keelson.io/keelson/internal/repl"
 	"keelson.io/keelson/internal/wire"
 )
@@ -26,8 +27,8 @@ type chunkSync struct {
 	bad    [repl.MaxMembers][16]uint64
 	left   int
 	err    error
-	next   int // block from which to look for differences
-	buf    []byte
+	next   int   // block from which to look for differences
+	memory *lent // for what is moved
 	moved  int64
 	done   func(s *chunkSync, err error)
 }
@@ -41,17 +42,21 @@ var (
 func (c *column) sync(chunk int64, source int, targets uint32, equals bool, done func(*chunkSync, error)) {
 	s := &chunkSync{c: c, chunk: chunk, source: source, targets: targets &^ (1 << source), equals: equals, done: done}
 	s.rng.Granted = s.locked
-	if c.lock.Lock(&s.rng, chunk*block.ChunkSize, block.ChunkSize, false) {
+	if invariant.Mutant("sync-without-lock") || c.lock.Lock(&s.rng, chunk*block.ChunkSize, block.ChunkSize, false) {
 		s.locked()
 	}
 }
 
-func (s *chunkSync) unlock() { s.c.lock.Unlock(&s.rng) }
+func (s *chunkSync) unlock() {
+	if !invariant.Mutant("sync-without-lock") {
+		s.c.lock.Unlock(&s.rng)
+	}
+}
 
 func (s *chunkSync) finish(err error) {
-	if s.buf != nil {
-		s.c.v.loop.Buffers().Put(s.buf)
-		s.buf = nil
+	if s.memory != nil {
+		s.memory.release()
+		s.memory = nil
 	}
 	s.done(s, err)
 }
@@ -62,6 +67,9 @@ func (s *chunkSync) serve() bool {
 	need := uint32(1) << s.source
 	if s.equals {
 		need |= s.targets
+	}
+	if invariant.Mutant("sync-from-left-member") {
+		return true
 	}
 	return s.c.rc.InSync()&need == need
 }
@@ -95,6 +103,12 @@ func (s *chunkSync) locked() {
 
 // winner returns the member whose version of a block is to be everyone's.
 func (s *chunkSync) winner(b int) int {
+	switch {
+	case !s.equals && invariant.Mutant("resync-wrong-way"):
+		return bits.TrailingZeros32(s.targets)
+	case invariant.Mutant("recomputed-sums-win"):
+		return s.source
+	}
 	if !s.equals || s.bad[s.source][b/64]&(1<<(b%64)) == 0 {
 		return s.source
 	}
@@ -117,6 +131,12 @@ func (s *chunkSync) differs(b, winner int) (mask uint32) {
 	return mask
 }
 
+// blocks is how many blocks the chunk has: the last one may be cut short by the column's end. Sums behind that, which only damage
+// can have made other than 0, are nobody's.
+func (s *chunkSync) blocks() int {
+	return int(min(block.ChunkSize, s.c.size-s.chunk*block.ChunkSize) / block.Size)
+}
+
 // step moves the next run of blocks that have one winner and differ on the same members.
 func (s *chunkSync) step() {
 	if s.err == nil && !s.serve() {
@@ -129,19 +149,20 @@ func (s *chunkSync) step() {
 	first := s.next
 	var win int
 	var mask uint32
-	for ; first < block.PerChunk; first++ {
+	end := s.blocks()
+	for ; first < end; first++ {
 		win = s.winner(first)
 		if mask = s.differs(first, win); mask != 0 {
 			break
 		}
 	}
-	if first == block.PerChunk {
+	if first == end {
 		s.finish(nil)
 		return
 	}
 	zero := s.sums[win][first] == 0
 	n := 1
-	for b := first + 1; b < block.PerChunk && n < block.MaxBlocks; b, n = b+1, n+1 {
+	for b := first + 1; b < end && n < block.MaxBlocks; b, n = b+1, n+1 {
 		if w := s.winner(b); w != win || s.differs(b, w) != mask || (s.sums[w][b] == 0) != zero {
 			break
 		}
@@ -157,20 +178,20 @@ func (s *chunkSync) step() {
 
 // copyRun reads a run from the winner and writes it to the members in mask.
 func (s *chunkSync) copyRun(win int, mask uint32, off int64, n int) {
-	if s.buf == nil {
-		if s.buf = s.c.v.loop.Buffers().Get(block.MaxIO); s.buf == nil {
+	if s.memory == nil {
+		if s.memory = borrow(s.c.v.loop, block.MaxIO); s.memory == nil {
 			s.finish(errBuffer)
 			return
 		}
 	}
-	data := s.buf[:n*block.Size]
+	data := s.memory.buf[:n*block.Size]
 	sums := make([]uint64, n)
 	r := &wire.Request{Kind: wire.KindRead, Off: off, Len: int64(len(data)), Data: data, Sums: sums}
 	write := func(to uint32) {
 		s.moved += int64(len(data))
 		s.put(to, wire.Request{Kind: wire.KindWrite, Off: off, Len: int64(len(data)), Data: data, Sums: sums})
 	}
-	s.c.ask(win, r, func(*wire.Request) {
+	s.c.askWith(win, r, s.memory, func(*wire.Request) {
 		switch r.Status {
 		case wire.StatusOK:
 			write(mask)
@@ -218,7 +239,7 @@ func (s *chunkSync) put(mask uint32, change wire.Request) {
 	s.left = bits.OnesCount32(mask)
 	for rest := mask; rest != 0; rest &= rest - 1 {
 		r := change
-		s.c.ask(bits.TrailingZeros32(rest), &r, func(*wire.Request) {
+		s.c.askWith(bits.TrailingZeros32(rest), &r, s.memory, func(*wire.Request) {
 			if r.Status != wire.StatusOK {
 				s.err = errMember
 			}

@@ -3,6 +3,7 @@ package volume
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"time"
 
@@ -37,6 +38,9 @@ type column struct {
 	stalled     []*op
 	unconfirmed []*op
 	confirming  bool
+	// reading are the reads that a member has, and asks the requests of the coordinator's own; each has its place.
+	reading []*op
+	asks    []*asking
 	// fetches wait for a member that may have an intact copy, and can't be asked now.
 	fetches []func()
 	resyncs [repl.MaxMembers]*resync
@@ -50,7 +54,7 @@ func newColumn(v *Volume, idx int, rec spec.Column, prev repl.Prev) *column {
 	c := &column{v: v, idx: idx, size: spec.ColumnSize(v.size, v.rec.Columns), unreconciled: map[int64]*parked{}}
 	c.dirty = make([]uint64, (block.Chunks(c.size)+63)/64)
 	c.rc = repl.New(repl.Config{
-		Term: v.term, Prev: prev, Fenced: v.rec.State.Fenced, Members: rec.Members,
+		Term: v.term, Prev: prev, Fenced: v.rec.State.Fenced, Members: rec.Members, Replicas: v.rec.Replicas,
 		Alive: v.cfg.Alive, AcceptLoss: v.cfg.AcceptLoss,
 	}, c)
 	return c
@@ -137,8 +141,8 @@ func (c *column) log(m int) *slog.Logger {
 	return l
 }
 
-func (c *column) update(members []spec.Member) {
-	if c.rc.UpdateMembers(members, c.v.loop.Now()) {
+func (c *column) update(members []spec.Member, replicas int) {
+	if c.rc.UpdateMembers(members, replicas, c.v.loop.Now()) {
 		c.linkMembers()
 	}
 }
@@ -167,6 +171,7 @@ func (c *column) Fence(m int, session uint32, known uint64) {
 	r := &wire.Request{Kind: wire.KindFence, Replica: c.ids[m], Term: c.v.term, Session: session, Period: known}
 	r.Done = func(*wire.Request) { c.fenced(m, session, r) }
 	c.links[m].Submit(r)
+	c.v.watch.arm()
 	c.v.armTick()
 }
 
@@ -203,6 +208,7 @@ func (c *column) Flush(p repl.Purpose, mask uint32) {
 	o := c.v.getOp(c)
 	o.kind = wire.KindFlush
 	o.then = func(bool) {}
+	c.v.watch.arm()
 	c.rc.BeginFlush(&o.Op, p, mask, c.v.loop.Now())
 }
 
@@ -285,6 +291,11 @@ func (v *Volume) runCommits() {
 			p.col.change = nil
 		}
 		for _, p := range parts {
+			for _, mc := range p.change.Members {
+				if err == nil && !slices.ContainsFunc(rec.State.Columns[p.idx].Members, func(m spec.Member) bool { return m.Replica == mc.Replica }) {
+					p.col.rc.Unrecorded(mc.Replica)
+				}
+			}
 			p.col.rc.Committed(err, v.loop.Now())
 		}
 		v.runCommits()

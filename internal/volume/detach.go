@@ -3,6 +3,7 @@ package volume
 import (
 	"errors"
 
+	"keelson.io/keelson/internal/invariant"
 	"keelson.io/keelson/internal/meta"
 	"keelson.io/keelson/internal/repl"
 	"keelson.io/keelson/internal/spec"
@@ -46,6 +47,10 @@ func (v *Volume) drained() {
 		}
 	}
 	v.releasing = true
+	if invariant.Mutant("detach-without-checkpoint") {
+		v.release()
+		return
+	}
 	v.ckpt.then = append(v.ckpt.then, func(ok bool) {
 		if !ok {
 			v.releasing = false // the tick tries again
@@ -63,6 +68,7 @@ func (v *Volume) drained() {
 // release records that nobody holds the volume, and that every in-sync member has everything on disk.
 func (v *Volume) release() {
 	term, self, now := v.term, v.cfg.Self, v.cfg.Wall().UTC()
+	scrub := v.scrub.snapshot(false)
 	v.cfg.Meta.Update(func(rec *spec.Volume) error {
 		if rec.State.Term == term && rec.State.Node == "" {
 			return nil // done already, by an attempt whose outcome wasn't known
@@ -71,6 +77,7 @@ func (v *Volume) release() {
 			return repl.ErrLost
 		}
 		rec.State.Node, rec.State.Frontend = "", ""
+		scrub(rec)
 		for i := range rec.State.Columns {
 			for j := range rec.State.Columns[i].Members {
 				m := &rec.State.Columns[i].Members[j]
@@ -96,6 +103,7 @@ func (v *Volume) release() {
 		}
 		v.tick.Stop()
 		v.ckpt.timer.Stop()
+		v.scrub.timer.Stop()
 		v.log.Info("volume detached")
 		done := v.detach
 		v.detach = nil

@@ -21,6 +21,10 @@ type call struct {
 	err    error
 	// cutting: further pieces are cut when others end.
 	cutting bool
+	// lent is the request's memory, if members still use it that are no longer waited for; apart are the pieces of a
+	// read that came in memory of their own since.
+	lent  *lent
+	apart *op
 	// held are pieces that have ended, and covers, whose ranges stay locked until the request is answered.
 	held *op
 }
@@ -41,6 +45,7 @@ type op struct {
 	fua    bool
 	off    int64
 	n      int64
+	pos    int64 // of the piece in the request
 	data   []byte
 	period uint64
 	err    error
@@ -48,6 +53,14 @@ type op struct {
 	// Of reads: when the member was asked, and whether the range was locked anew for a repair.
 	asked     time.Duration
 	repairing bool
+	// The member that a read is at, and the read's place among those of its column; -1 if it is at none.
+	at, place int
+	// left are the members that have the operation still, although it was ended without them. Invariant: until they
+	// have answered neither it nor memory, which is what it lent them, is used again.
+	left   uint32
+	unused bool // it was given back meanwhile
+	memory *lent
+	own    bool // of a piece of a read: data is its own
 
 	sums [block.MaxBlocks]uint64
 	reqs [repl.MaxMembers]memberReq
@@ -71,6 +84,7 @@ func (v *Volume) getCall() *call {
 }
 
 func (v *Volume) getOp(col *column) *op {
+	v.watch.arm()
 	o := v.ops
 	if o == nil {
 		o = &op{v: v}
@@ -86,11 +100,15 @@ func (v *Volume) getOp(col *column) *op {
 	}
 	o.col, o.call, o.then, o.err, o.data, o.fua = col, nil, nil, nil, nil, false
 	o.cover, o.covered = nil, false
-	o.repairing = false
+	o.repairing, o.own, o.Slow = false, false, false
+	o.at, o.place = 0, -1
 	return o
 }
 
 func (v *Volume) putOp(o *op) {
+	if o.unused = o.left != 0; o.unused {
+		return
+	}
 	o.data, o.next = nil, v.ops
 	v.ops = o
 }
@@ -99,6 +117,7 @@ func (v *Volume) putOp(o *op) {
 func (v *Volume) begin(r *block.Request) {
 	c := v.getCall()
 	c.req, c.left, c.cursor, c.err, c.cutting, c.held = r, 1, 0, nil, false, nil
+	c.lent, c.apart = nil, nil
 	v.inFlight++
 	v.count(r)
 	switch r.Op {
@@ -107,7 +126,11 @@ func (v *Volume) begin(r *block.Request) {
 			o := v.getOp(col)
 			o.kind, o.call = wire.KindFlush, c
 			c.left++
-			col.rc.Begin(&o.Op, col.rc.Required(), v.loop.Now())
+			mask := col.rc.Required()
+			if invariant.Mutant("flush-skips-member") && mask&(mask-1) != 0 {
+				mask &= mask - 1
+			}
+			col.rc.Begin(&o.Op, mask, v.loop.Now())
 		}
 		c.cursor = r.Len
 	case block.OpRead:
@@ -167,7 +190,7 @@ func (v *Volume) piece(c *call) {
 		}
 		n = min(n, block.ChunkSize-off%block.ChunkSize) // inside one chunk
 	}
-	o.off, o.n, o.fua, o.call = off, n, r.FUA, c
+	o.off, o.n, o.pos, o.fua, o.call = off, n, c.cursor, r.FUA, c
 	if r.Data != nil {
 		o.data = r.Data[c.cursor : c.cursor+n]
 	}
@@ -185,7 +208,7 @@ func (v *Volume) pieceDone(c *call, err error) {
 	for c.cutting && c.err == nil && c.cursor < c.req.Len && c.left <= trimWindow {
 		v.piece(c)
 	}
-	if c.left--; c.left > 0 {
+	if c.left--; c.left > 0 || !v.collect(c) {
 		return
 	}
 	r, held := c.req, c.held
@@ -210,7 +233,7 @@ func (o *op) start() {
 		o.granted()
 		return
 	}
-	if len(o.col.unreconciled) > 0 && o.col.park(o) {
+	if len(o.col.unreconciled) > 0 && !invariant.Mutant("reconcile-too-late") && o.col.park(o) {
 		return
 	}
 	if o.cover != nil {
@@ -249,7 +272,14 @@ func (o *op) mutate() {
 	if o.kind == wire.KindWrite {
 		block.SumAll(o.sums[:o.n/block.Size], o.data)
 	}
-	o.col.rc.Begin(&o.Op, o.col.rc.Everyone(), v.loop.Now())
+	mask := o.col.rc.Everyone()
+	switch {
+	case invariant.Mutant("syncing-not-waited"):
+		mask = o.plantedCopies()
+	case invariant.Mutant("write-skips-member") && mask&(mask-1) != 0:
+		mask &= mask - 1
+	}
+	o.col.rc.Begin(&o.Op, mask, v.loop.Now())
 }
 
 // send submits the operation to member m.
@@ -269,6 +299,10 @@ func (o *op) send(m int, session uint32) {
 
 // answered takes a member's answer.
 func (o *op) answered(r *memberReq) {
+	if o.left != 0 {
+		o.late(r.m)
+		return
+	}
 	if o.kind == wire.KindRead {
 		o.readAnswered(r)
 		return
@@ -306,6 +340,9 @@ func (o *op) complete() {
 	if o.Failed {
 		err = syscall.EIO
 	}
+	if m := o.Abandoned(); m != 0 {
+		o.leave(m)
+	}
 	switch {
 	case o.then != nil:
 		then := o.then
@@ -341,6 +378,10 @@ func (o *op) endLocked(err error) {
 	case o.covered:
 		v.putOp(o)
 		v.pieceDone(c, err)
+	case o.own:
+		col.lock.Unlock(&o.rng)
+		c.keepApart(o)
+		v.pieceDone(c, err)
 	case o.kind == wire.KindRead || invariant.Mutant("pieces-unlock"):
 		v.pieceDone(c, err)
 		col.lock.Unlock(&o.rng)
@@ -348,7 +389,7 @@ func (o *op) endLocked(err error) {
 	case invariant.Mutant("unlock-before-answer"):
 		col.lock.Unlock(&o.rng)
 		v.putOp(o)
-		v.pieceDone(c, err)
+		v.loop.NewTimer(func() { v.pieceDone(c, err) }).Reset(5 * time.Millisecond)
 	default:
 		c.hold(o)
 		v.pieceDone(c, err)

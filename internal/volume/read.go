@@ -10,19 +10,28 @@ import (
 	"keelson.io/keelson/internal/wire"
 )
 
-// reader picks the in-sync member to read from: the one on this node, else any that answers. -1 if none does.
+// reader picks the in-sync member to read from: the one on this node, else any that answers. One that is silent is the last
+// choice. -1 if there is none.
 func (c *column) reader() int {
-	best := -1
-	for rest := c.rc.InSync(); rest != 0; rest &= rest - 1 {
+	best, rank := -1, -1
+	members := c.rc.InSync()
+	if invariant.Mutant("read-from-syncing") {
+		members = c.rc.Everyone()
+	}
+	for rest := members; rest != 0; rest &= rest - 1 {
 		m := bits.TrailingZeros32(rest)
 		if _, open := c.rc.Session(m); !open {
 			continue
 		}
-		if c.rc.Member(m).Node == c.v.cfg.Self {
-			return m
+		r := 0
+		if !c.rc.Member(m).Silent {
+			r += 2
 		}
-		if best < 0 {
-			best = m
+		if c.rc.Member(m).Node == c.v.cfg.Self {
+			r++
+		}
+		if r > rank {
+			best, rank = m, r
 		}
 	}
 	return best
@@ -39,6 +48,9 @@ func (o *op) read() {
 	}
 	session, _ := c.rc.Session(m)
 	o.asked = o.v.loop.Now()
+	o.at, o.place = m, len(c.reading)
+	c.reading = append(c.reading, o)
+	c.v.watch.arm()
 	o.send(m, session)
 }
 
@@ -61,6 +73,7 @@ func (c *column) retryStalled() {
 // readAnswered takes the answer to a read.
 func (o *op) readAnswered(r *memberReq) {
 	c := o.col
+	c.unlist(o)
 	if o.v.phase == lost {
 		o.endLocked(syscall.EIO)
 		return
@@ -74,7 +87,7 @@ func (o *op) readAnswered(r *memberReq) {
 			o.v.armTick()
 			return
 		}
-		if mb.Node != o.v.cfg.Self && !sumsMatch(o.sums[:o.n/block.Size], o.data) {
+		if mb.Node != o.v.cfg.Self && !sumsMatch(o.sums[:o.n/block.Size], o.data) && !invariant.Mutant("sum-not-verified") {
 			c.log(r.m).Error("data was damaged between the replica and this node", "off", o.off)
 			o.repair(r.m)
 			return
@@ -172,6 +185,10 @@ func (c *column) failWaiting() {
 // copy, and written back. Readers share the range, so it is locked anew, alone.
 func (o *op) repair(m int) {
 	o.col.log(m).Warn("blocks don't match their checksums: reading another copy", "off", o.off, "bytes", o.n)
+	if invariant.Mutant("repair-without-lock") {
+		o.plantedRepair()
+		return
+	}
 	o.repairing = true
 	o.col.lock.Unlock(&o.rng)
 	if o.col.lock.Lock(&o.rng, o.off, o.n, false) {

@@ -52,7 +52,7 @@ func (c *column) reconcileMore() {
 	if c.v.phase == lost || c.v.phase == detached || c.rc.Phase() != repl.PhaseServing {
 		return
 	}
-	for c.reconciling < reconcileWindow && len(c.reconcileOrder) > 0 {
+	for c.reconciling < reconcileWindow && len(c.reconcileOrder) > 0 && c.mayReconcile() {
 		chunk := c.reconcileOrder[0]
 		c.reconcileOrder = c.reconcileOrder[1:]
 		if p := c.unreconciled[chunk]; p != nil && !p.running {
@@ -67,6 +67,13 @@ func (c *column) reconcileMore() {
 	}
 }
 
+// mayReconcile reports whether every member that the metadata has as in sync can be made identical now. With one that is on
+// its way out it has to be waited for how that ends: what was read after reconciling only the others would be gone
+// if they failed before the metadata says that it is out. The tick tries again.
+func (c *column) mayReconcile() bool {
+	return c.rc.Required() == c.rc.InSync() || invariant.Mutant("reconcile-without-leaving")
+}
+
 // park makes o wait if one of its chunks isn't reconciled, and sees to that chunk first.
 func (c *column) park(o *op) bool {
 	for chunk := block.Chunk(o.off); chunk <= block.Chunk(o.off+o.n-1); chunk++ {
@@ -75,7 +82,7 @@ func (c *column) park(o *op) bool {
 			continue
 		}
 		p.ops = append(p.ops, o)
-		if !p.running {
+		if !p.running && c.mayReconcile() {
 			c.reconcileChunk(chunk, p)
 		}
 		return true

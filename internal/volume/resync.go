@@ -81,8 +81,12 @@ func (r *resync) list(first int64, listed []bool) {
 			return
 		}
 		if mb := c.rc.Member(r.m); mb != nil {
+			own := mb.Answer.Checkpoint
+			if invariant.Mutant("resync-since-volume-checkpoint") {
+				own = max(own, c.v.ckpt.upTo)
+			}
 			for i, gen := range q.Sums {
-				listed[first+int64(i)] = listed[first+int64(i)] || gen > mb.Answer.Checkpoint
+				listed[first+int64(i)] = listed[first+int64(i)] || gen > own && !invariant.Mutant("resync-ignores-gens")
 			}
 		}
 		r.list(first+n, listed)

@@ -18,6 +18,8 @@ type Status struct {
 	Stats        Stats
 	// InSync reports whether every member of every column is in sync.
 	InSync bool
+	// Scrub is the progress of the scrub that is active; nil if none is.
+	Scrub *ScrubStatus
 }
 
 // MemberStatus is one member as the coordinator sees it.
@@ -36,7 +38,7 @@ func (v *Volume) Status() Status {
 	s := Status{Term: v.term, Serving: v.phase == serving || v.phase == detaching, Stats: v.Stats, InSync: true}
 	var conditions []string
 	for _, c := range v.columns {
-		if text := c.rc.Condition(); text != "" && v.phase != lost && v.phase != detached {
+		if text := c.rc.Condition(v.loop.Now()); text != "" && v.phase != lost && v.phase != detached {
 			conditions = append(conditions, text)
 		}
 		s.Unreconciled += len(c.unreconciled)
@@ -59,6 +61,7 @@ func (v *Volume) Status() Status {
 	if v.phase == lost {
 		conditions = append(conditions, v.lostErr.Error())
 	}
+	s.Scrub = v.scrub.status()
 	s.Condition = strings.Join(conditions, "; ")
 	return s
 }

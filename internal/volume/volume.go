@@ -17,6 +17,7 @@ import (
 
 	"keelson.io/keelson/internal/aio"
 	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/invariant"
 	"keelson.io/keelson/internal/meta"
 	"keelson.io/keelson/internal/qos"
 	"keelson.io/keelson/internal/repl"
@@ -62,10 +63,17 @@ type Config struct {
 	Alive func(node string) bool
 	// RebuildBandwidth limits what resync moves, in bytes a second; 0 is no limit.
 	RebuildBandwidth int64
+	// AnswerLimit is how long a member may leave a request unanswered before it is taken out of the in-sync set; 0 is
+	// repl.AnswerLimit.
+	AnswerLimit time.Duration
 	// CheckpointEvery is how often a volume that is written to all the time makes a checkpoint; 0 is 30 s.
 	CheckpointEvery time.Duration
 	// Wall is the wall clock, for what people read in the record; time.Now if nil.
 	Wall func() time.Time
+	// ScrubTake asks for leave to verify so many bytes, and says how long to wait after it; nil is no limit. Called on the loop.
+	ScrubTake func(bytes int64) time.Duration
+	// Event records something that people should find later; nil drops it. Called on the loop; it must not block.
+	Event func(spec.Event)
 	// Ready is called once when the volume serves. Lost is called at most once, when it must not be served by
 	// this node any more: every request that is open then, and every later one, fails.
 	Ready func()
@@ -113,6 +121,7 @@ type Volume struct {
 	ckpt    checkpointer
 	tick    aio.Timer
 	ticking bool
+	watch   watch
 
 	queue    reqQueue // requests that came before the volume served
 	inFlight int      // requests taken and not answered
@@ -123,8 +132,10 @@ type Volume struct {
 	releasing bool
 
 	committing bool
+	poor       []*call // ended, and wait for memory to be answered in
 
 	limiter *qos.Bucket // of resync, in bytes
+	scrub   scrubber
 	Stats   Stats
 }
 
@@ -137,6 +148,9 @@ type Stats struct {
 	Checkpoints                   uint64
 	ResyncedChunks                uint64
 	ResyncedBytes                 uint64
+	ScrubBytes                    uint64 // of the volume that were verified
+	ScrubUnreadable               uint64 // blocks of which a scrub found no copy intact
+	ScrubDiffering                uint64 // blocks whose copies a scrub found intact and different
 }
 
 // Attach begins to serve a volume whose term was already raised in the metadata for this node. It must be
@@ -156,9 +170,11 @@ func Attach(cfg Config) *Volume {
 		limiter: qos.NewBucket(cfg.RebuildBandwidth, resyncBurst),
 	}
 	v.tick = v.loop.NewTimer(v.onTick)
+	v.watch.init(v)
 	v.ckpt.init(v)
+	v.scrub.init(v)
 	prev := cfg.Prev
-	if prev == repl.PrevOwnDead && rec.State.Fenced+1 != rec.State.Term {
+	if prev == repl.PrevOwnDead && rec.State.Fenced+1 != rec.State.Term && !invariant.Mutant("any-own-dead-engine") {
 		// The dead engine may itself not have waited yet for whoever held the volume before it.
 		prev = repl.PrevOther
 	}
@@ -228,14 +244,15 @@ func (v *Volume) Update(rec spec.Volume, rev meta.Rev) {
 	v.membersChanged()
 }
 
-// membersChanged hands the newest record's members to columns that are free to take it.
+// membersChanged hands the newest record's members to columns that are free to take it, and its scrub to the scrubber.
 func (v *Volume) membersChanged() {
+	v.scrub.follow()
 	if (v.phase != serving && v.phase != attaching) || v.committing {
 		return
 	}
 	for i, c := range v.columns {
 		if i < len(v.rec.State.Columns) {
-			c.update(v.rec.State.Columns[i].Members)
+			c.update(v.rec.State.Columns[i].Members, v.rec.Replicas)
 		}
 	}
 	v.armTick()
@@ -262,6 +279,7 @@ func (v *Volume) lose(err error) {
 	}
 	v.tick.Stop()
 	v.ckpt.timer.Stop()
+	v.scrub.timer.Stop()
 	if done := v.detach; done != nil {
 		v.detach = nil
 		v.loop.Post(func() { done(err) })

@@ -30,6 +30,8 @@ type cluster struct {
 	rev   meta.Rev
 	nodes map[string]*node
 	down  bool // the metadata can't be reached
+	// events are those that coordinators recorded.
+	events []spec.Event
 }
 
 type node struct {
@@ -187,6 +189,7 @@ func (n *node) attach(prev repl.Prev) {
 		Wall:  func() time.Time { return time.Unix(0, 0).Add(n.c.w.Now()) },
 		Ready: func() { n.ready = true },
 		Lost:  func(err error) { n.lost = err },
+		Event: func(e spec.Event) { n.c.events = append(n.c.events, e) },
 	})
 	n.c.until("attached", func() bool { return n.ready })
 }

@@ -27,7 +27,7 @@ func AppendAnswer(dst []byte, id uint64, r *Request) (frame []byte, withData boo
 	dst[start+8] = byte(r.Status)
 	good := r.Status == StatusOK || r.Status == StatusBadSum
 	switch r.Kind {
-	case KindRead, KindSums, KindGens:
+	case KindRead, KindSums, KindGens, KindVerify:
 		if good {
 			dst = appendSums(dst, r.Sums)
 		}

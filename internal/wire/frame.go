@@ -90,45 +90,46 @@ type Frame struct {
 // Decode decodes the frame at the start of p, and returns its size. Size 0 with a
 // nil error says that more bytes are needed. It allocates nothing unless it fails.
 func Decode(p []byte) (f Frame, size int, err error) {
+	f, head, data, err := DecodeHead(p)
+	if size = head + data; err != nil || head == 0 || len(p) < size {
+		return Frame{}, 0, err
+	}
+	f.Data = p[head:size:size]
+	return f, size, nil
+}
+
+// DecodeHead decodes the frame at the start of p without its data, and returns how many bytes that is, and how many
+// bytes of data follow. Head 0 with a nil error says that more bytes are needed. It allocates nothing unless it fails.
+func DecodeHead(p []byte) (f Frame, head, data int, err error) {
 	if len(p) < HeaderSize {
-		return f, 0, nil
+		return f, 0, 0, nil
 	}
 	le := binary.LittleEndian
 	if le.Uint32(p) != magic {
-		return f, 0, fmt.Errorf("%w: it starts with %08x", ErrMagic, le.Uint32(p))
+		return f, 0, 0, fmt.Errorf("%w: it starts with %08x", ErrMagic, le.Uint32(p))
 	}
 	if p[4] != Version {
-		return f, 0, fmt.Errorf("%w: %d, this engine knows %d", ErrVersion, p[4], Version)
+		return f, 0, 0, fmt.Errorf("%w: %d, this engine knows %d", ErrVersion, p[4], Version)
 	}
 	if sum := crc32.Checksum(p[:HeaderSize-4], castagnoli); sum != le.Uint32(p[HeaderSize-4:]) {
-		return f, 0, fmt.Errorf("%w: frame header", ErrChecksum)
+		return f, 0, 0, fmt.Errorf("%w: frame header", ErrChecksum)
 	}
 	f.decodeHeader(p)
 	metaLen, dataLen := int64(le.Uint32(p[64:])), int64(le.Uint32(p[68:]))
 	if err := f.check(p, metaLen, dataLen); err != nil {
-		return Frame{}, 0, err
+		return Frame{}, 0, 0, err
 	}
-	size = int(HeaderSize + metaLen + dataLen)
-	if len(p) < size {
-		return Frame{}, 0, nil
+	head = int(HeaderSize + metaLen)
+	if len(p) < head {
+		return Frame{}, 0, 0, nil
 	}
-	f.Meta = p[HeaderSize : HeaderSize+metaLen : HeaderSize+metaLen]
-	f.Data = p[HeaderSize+metaLen : size : size]
+	f.Meta = p[HeaderSize:head:head]
 	if metaLen > 0 || le.Uint32(p[72:]) != 0 {
 		if crc32.Checksum(f.Meta, castagnoli) != le.Uint32(p[72:]) {
-			return Frame{}, 0, fmt.Errorf("%w: payload of a frame (%v)", ErrChecksum, f.Kind)
+			return Frame{}, 0, 0, fmt.Errorf("%w: payload of a frame (%v)", ErrChecksum, f.Kind)
 		}
 	}
-	return f, size, nil
-}
-
-// Size returns how many bytes the frame at the beginning of p has in all, going by its header; 0 if not even
-// that is there. Decode judges whether the header can be believed.
-func Size(p []byte) int64 {
-	if len(p) < HeaderSize {
-		return 0
-	}
-	return HeaderSize + int64(binary.LittleEndian.Uint32(p[64:])) + int64(binary.LittleEndian.Uint32(p[68:]))
+	return f, head, int(dataLen), nil
 }
 
 func (f *Frame) decodeHeader(p []byte) {
@@ -176,7 +177,7 @@ func (f *Frame) check(p []byte, metaLen, dataLen int64) error {
 	if f.Off < 0 || f.Len < 0 || f.Off%block.Size != 0 || f.Off+f.Len < 0 {
 		return fmt.Errorf("%w: %v of %d bytes at offset %d", ErrField, f.Kind, f.Len, f.Off)
 	}
-	if f.Kind == KindRead || f.Kind == KindWrite {
+	if f.Kind == KindRead || f.Kind == KindWrite || f.Kind == KindVerify {
 		if f.Len == 0 || f.Len > block.MaxIO || f.Len%block.Size != 0 {
 			return fmt.Errorf("%w: %v of %d bytes", ErrLength, f.Kind, f.Len)
 		}
@@ -209,7 +210,7 @@ func (f *Frame) checkAnswer(metaLen, dataLen int64) error {
 		return fmt.Errorf("%w: answer with %v", ErrField, f.Status)
 	}
 	var wantData int64
-	if f.Kind == KindRead && (f.Status == StatusOK || f.Status == StatusBadSum) {
+	if f.HasData() {
 		wantData = f.Len
 	}
 	sums := metaLen
@@ -228,10 +229,18 @@ func (f *Frame) checkAnswer(metaLen, dataLen int64) error {
 	return nil
 }
 
+// HasData reports whether the data of Len bytes belongs to the frame.
+func (f *Frame) HasData() bool {
+	if f.Type == TypeRequest {
+		return f.Kind == KindWrite
+	}
+	return f.Type == TypeAnswer && f.Kind == KindRead && (f.Status == StatusOK || f.Status == StatusBadSum)
+}
+
 // maxSums is how many sums an answer may carry.
 func (f *Frame) maxSums() int64 {
 	switch f.Kind {
-	case KindRead:
+	case KindRead, KindVerify:
 		return f.Len / block.Size
 	case KindSums:
 		return block.PerChunk

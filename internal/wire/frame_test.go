@@ -50,7 +50,7 @@ func TestRequestRoundTrip(t *testing.T) {
 			t.Fatalf("%d of %d bytes: size %d, %v", i, len(p), n, err)
 		}
 	}
-	for k := KindFence; k <= KindTouch; k++ {
+	for k := KindFence; k <= KindVerify; k++ {
 		if k == KindWrite || k == KindRead {
 			continue
 		}

@@ -62,16 +62,20 @@ const (
 	// KindTouch journals (chunk at Off, Period), sets the chunk's gen to Period and
 	// marks its sums as reliable: the chunk was reconciled.
 	KindTouch
+	// KindVerify reads [Off, Off+Len) from the disk, whatever the sums say, and compares every block with its sum. Sums is
+	// filled with the sums. StatusBadSum if a block doesn't match or can't be read: Bad has a bit for each such
+	// block. Len ≤ block.MaxIO and inside one chunk.
+	KindVerify
 )
 
 var kindNames = [...]string{
 	KindFence: "fence", KindWrite: "write", KindRead: "read", KindTrim: "trim", KindZero: "zero",
 	KindFlush: "flush", KindConfirm: "confirm", KindSums: "sums", KindGens: "gens",
-	KindCheckpoint: "checkpoint", KindTouch: "touch",
+	KindCheckpoint: "checkpoint", KindTouch: "touch", KindVerify: "verify",
 }
 
 // Valid reports whether k is a kind that this version knows.
-func (k Kind) Valid() bool { return k >= KindFence && k <= KindTouch }
+func (k Kind) Valid() bool { return k >= KindFence && k <= KindVerify }
 
 // String returns the kind's name, as used in logs and metrics.
 func (k Kind) String() string {
@@ -126,12 +130,12 @@ type Request struct {
 	Session uint32
 	Period  uint64
 	Off     int64 // bytes from the start of the column; a multiple of block.Size
-	Len     int64 // trim, zero, gens: bytes. Reads and writes: len(Data)
+	Len     int64 // trim, zero, gens, verify: bytes. Reads and writes: len(Data)
 	// Data is page-aligned, len(Data) ≤ block.MaxIO and a multiple of block.Size. Reads
 	// and writes may cross a chunk's end.
 	Data []byte
-	// Sums has the capacity that the kind needs: len(Data)/block.Size, or PerChunk, or
-	// the number of gens.
+	// Sums has the capacity that the kind needs: len(Data)/block.Size, or Len/block.Size (verify), or
+	// PerChunk, or the number of gens.
 	Sums []uint64
 
 	// The answer.

@@ -6,42 +6,49 @@ import (
 	"keelson.io/keelson/internal/aio/sim"
 	"keelson.io/keelson/internal/block"
 	"keelson.io/keelson/internal/meta"
-	"keelson.io/keelson/internal/spec"
 )
 
-// faultKind is a sort of thing that goes wrong, or is done to the volume meanwhile.
+// faultKind is a sort of thing that goes wrong, or is done to the volumes meanwhile.
 type faultKind int
 
 const (
-	faultCrash faultKind = iota
-	faultCrashInWork
-	faultPower
-	faultPause
-	faultCutOneWay
-	faultCutBoth
-	faultIsolate
-	faultBreak
-	faultDelay
-	faultMetaCut
-	faultMetaDown
-	faultSlowDisk
-	faultStuckDisk
-	faultFullDisk
-	faultFlip
-	faultMove
-	faultReplace
-	faultBlackout
-	faultPair
-	faultLease
+	faultCrash       faultKind = iota // an engine is killed between two events
+	faultCrashInWork                  // or between two steps of a blocking call
+	faultPower                        // a machine loses its power
+	faultBlackout                     // nearly all of them do
+	faultPause                        // an engine is stopped, and goes on
+	faultCutOneWay                    // packets between two nodes get lost in one direction
+	faultCutBoth                      // in both
+	faultIsolate                      // a node is cut off from everything
+	faultBreak                        // the connections between two nodes are reset
+	faultDelay                        // the network is slow
+	faultMetaCut                      // a node doesn't reach the metadata store
+	faultMetaDown                     // nobody does
+	faultMetaSlow                     // it answers late
+	faultSlowDisk                     // a disk is slow
+	faultStuckDisk                    // or answers nothing
+	faultFailDisk                     // or answers everything, or some sorts, with an error
+	faultFullDisk                     // or has no space
+	faultFlip                         // a bit of a head flips, or a sector of it can't be read
+	faultRotSums                      // the same in sums
+	faultRotGens                      // and gens
+	faultRotJournal                   // and journal
+	faultRotMeta                      // and a slot of meta, while no engine runs
+	faultMove                         // a volume is detached, and attached elsewhere
+	faultReplace                      // a replica is replaced by one elsewhere
+	faultPair                         // something happens to one node, and to another while the cluster is busy with that
+	faultLease                        // the holder loses the store, then its lease, then the other nodes
+	faultLapse                        // a node's lease isn't kept alive, and nothing else is wrong
+	faultClock                        // a clock begins to run fast or slow
+	faultWall                         // a wall clock jumps
 	faultKinds
 )
 
 func (f faultKind) String() string {
-	return [...]string{"crash", "crash-in-work", "power", "pause", "cut-one-way", "cut", "isolate", "break", "delay", "meta-cut", "meta-down",
-		"slow-disk", "stuck-disk", "full-disk", "flip", "move", "replace", "blackout", "pair", "lease"}[f]
+	return [...]string{"crash", "crash-in-work", "power", "blackout", "pause", "cut-one-way", "cut", "isolate", "reset", "delay", "meta-cut",
+		"meta-down", "meta-slow", "slow-disk", "stuck-disk", "fail-disk", "full-disk", "flip", "rot-sums", "rot-gens", "rot-journal",
+		"rot-meta", "move", "replace", "pair", "lease", "lapse", "clock", "wall-clock"}[f]
 }
-
-func (c *cluster) count(what string) { c.counts[what]++ }
 
 // nemesis lets something happen, and comes again.
 func (c *cluster) nemesis() {
@@ -50,13 +57,21 @@ func (c *cluster) nemesis() {
 	}
 	rng := c.w.Rand()
 	c.w.After(time.Duration(rng.Int64N(2*int64(c.p.faultEvery))), "nemesis", c.nemesis)
+	v := c.vols[rng.IntN(len(c.vols))]
+	v.checkIdentical()
 	if len(c.p.faults) == 0 {
 		return
 	}
 	kind := c.p.faults[rng.IntN(len(c.p.faults))]
-	c.count(kind.String())
-	c.w.Tracef("fault: %v", kind)
-	c.inflict(kind)
+	if rng.Float64() < c.p.ambush {
+		a := ambush{kind, phase(rng.IntN(int(phases)))}
+		c.lay(a)
+		if rng.IntN(2) == 0 {
+			c.provoke(v, a.at)
+		}
+		return
+	}
+	c.inflict(kind, v, v.phaseNow())
 }
 
 // somewhile is for how long a fault lasts.
@@ -91,21 +106,31 @@ func (c *cluster) restartLater(n *node, after time.Duration) {
 	})
 }
 
-// holder is the node where the volume is attached, or any.
-func (c *cluster) holder() *node {
-	if n := c.node(c.s.rec.State.Node); n != nil {
-		return n
-	}
-	return c.anyNode()
-}
-
-func (c *cluster) inflict(kind faultKind) {
+// inflict lets a fault happen, while a volume is in some phase.
+func (c *cluster) inflict(kind faultKind, v *vol, at phase) {
 	rng := c.w.Rand()
 	n := c.anyNode()
 	if rng.IntN(3) == 0 {
-		n = c.holder()
+		n = v.holder()
 	}
-	o := c.anyNode()
+	c.w.Tracef("fault: %v of %s at %s in %v", kind, n.name, v.rec.Name, at)
+	switch {
+	case kind <= faultPause:
+		c.inflictProcess(kind, n)
+	case kind <= faultDelay:
+		c.inflictNetwork(kind, n)
+	case kind <= faultMetaSlow || kind >= faultPair:
+		c.inflictTime(kind, n, v)
+	default:
+		if !c.inflictDisk(kind, n, v) {
+			return
+		}
+	}
+	c.counts["fault "+kind.String()]++
+	c.matrix[kind][at]++
+}
+
+func (c *cluster) inflictProcess(kind faultKind, n *node) {
 	switch kind {
 	case faultCrash:
 		n.crash()
@@ -117,7 +142,7 @@ func (c *cluster) inflict(kind faultKind) {
 		c.restartLater(n, c.somewhile())
 	case faultBlackout:
 		for _, n := range c.nodes {
-			if rng.IntN(8) > 0 {
+			if c.w.Rand().IntN(8) > 0 {
 				n.powerLoss()
 				c.restartLater(n, c.somewhile())
 			}
@@ -125,6 +150,12 @@ func (c *cluster) inflict(kind faultKind) {
 	case faultPause:
 		n.sn.Pause()
 		c.w.After(c.somewhile(), "resume", n.sn.Resume)
+	}
+}
+
+func (c *cluster) inflictNetwork(kind faultKind, n *node) {
+	o := c.anyNode()
+	switch kind {
 	case faultCutOneWay:
 		c.w.Cut(n.sn, o.sn)
 		c.w.After(c.somewhile(), "heal", func() { c.w.Heal(n.sn, o.sn) })
@@ -134,44 +165,80 @@ func (c *cluster) inflict(kind faultKind) {
 		c.w.After(c.somewhile(), "heal", func() { c.w.Heal(n.sn, o.sn); c.w.Heal(o.sn, n.sn) })
 	case faultIsolate:
 		c.isolate(n)
-	case faultPair:
-		c.pair()
-	case faultLease:
-		n := c.holder()
-		n.metaCut = true
-		c.w.After(2*time.Second+time.Duration(rng.Int64N(int64(4*time.Second))), "cut as well", func() {
-			if c.faulty {
-				c.isolateFor(n, c.somewhile())
-			}
-		})
 	case faultBreak:
 		c.w.BreakConns(n.sn, o.sn)
 	case faultDelay:
 		c.w.SetNet(sim.Latency{Min: 100 * time.Microsecond, Typical: 20 * time.Millisecond, Max: 2 * time.Second, Tail: 0.05})
 		c.w.After(c.somewhile(), "network fast again", func() { c.w.SetNet(goodNet) })
+	}
+}
+
+// inflictTime lets what decides go wrong: the metadata store, leases, clocks.
+func (c *cluster) inflictTime(kind faultKind, n *node, v *vol) {
+	rng := c.w.Rand()
+	switch kind {
 	case faultMetaCut:
 		n.metaCut = true
 		c.w.After(c.somewhile(), "meta reachable again", func() { n.metaCut = false })
 	case faultMetaDown:
 		c.s.down = true
 		c.w.After(c.somewhile(), "meta up again", func() { c.s.down = false })
-	case faultSlowDisk:
-		n.sn.Disk().SetSlow(float64(5 + rng.IntN(200)))
-		c.w.After(c.somewhile(), "disk fast again", func() { n.sn.Disk().SetSlow(1) })
-	case faultStuckDisk:
-		n.sn.Disk().SetStuck(true)
-		c.w.After(c.somewhile(), "disk free again", func() { n.sn.Disk().SetStuck(false) })
-	case faultFullDisk:
-		n.sn.Disk().SetQuota(n.sn.Disk().Used() + int64(rng.IntN(64))*block.Size)
-		c.w.After(c.somewhile(), "disk has space again", func() { n.sn.Disk().SetQuota(1 << 40) })
-	case faultFlip:
-		c.flip()
-	case faultMove:
-		c.move()
-	case faultReplace:
-		c.replace()
+	case faultMetaSlow:
+		c.s.slow = true
+		c.w.After(c.somewhile(), "meta fast again", func() { c.s.slow = false })
+	case faultPair:
+		c.pair()
+	case faultLease:
+		n := v.holder()
+		n.metaCut = true
+		c.w.After(2*time.Second+time.Duration(rng.Int64N(int64(4*time.Second))), "cut as well", func() {
+			if c.faulty {
+				c.isolateFor(n, c.somewhile())
+			}
+		})
+	case faultLapse:
+		n.lapsed = true
+		c.w.After(meta.LeaseTTL+time.Duration(rng.Int64N(int64(3*time.Second))), "lease kept again", func() { n.lapsed = false })
+	case faultClock:
+		n.sn.SetClock((rng.Float64()*2 - 1) * 20000)
+	case faultWall:
+		n.wallOff += time.Duration(rng.Int64N(int64(48*time.Hour))) - 24*time.Hour
 	}
 }
+
+// inflictDisk does something to the disk of a node, or to a replica of a volume. It is false if there was nothing to do it to.
+func (c *cluster) inflictDisk(kind faultKind, n *node, v *vol) bool {
+	rng, d := c.w.Rand(), n.sn.Disk()
+	switch kind {
+	case faultSlowDisk:
+		d.SetSlow(float64(5 + rng.IntN(200)))
+		c.w.After(c.somewhile(), "disk fast again", func() { d.SetSlow(1) })
+	case faultStuckDisk:
+		d.SetStuck(true)
+		c.w.After(c.somewhile(), "disk free again", func() { d.SetStuck(false) })
+	case faultFailDisk:
+		if n.eng == nil || !n.eng.ready {
+			return false
+		}
+		x := 1 + rng.IntN(7)
+		d.Fail(x&1 != 0, x&2 != 0, x&4 != 0)
+		c.w.After(c.somewhile(), "disk whole again", func() { d.Fail(false, false, false) })
+	case faultFullDisk:
+		d.SetQuota(d.Used() + int64(rng.IntN(64))*block.Size)
+		c.w.After(c.somewhile(), "disk has space again", func() { d.SetQuota(1 << 40) })
+	case faultFlip:
+		return v.flip()
+	case faultRotSums, faultRotGens, faultRotJournal, faultRotMeta:
+		return v.rot(kind)
+	case faultMove:
+		return v.move()
+	case faultReplace:
+		return v.replace()
+	}
+	return true
+}
+
+var goodDisk = sim.Latency{Min: 30 * time.Microsecond, Typical: 300 * time.Microsecond, Max: 5 * time.Millisecond, Tail: 0.01}
 
 var goodNet = sim.Latency{Min: 20 * time.Microsecond, Typical: 200 * time.Microsecond, Max: 5 * time.Millisecond, Tail: 0.02}
 
@@ -231,150 +298,18 @@ func (c *cluster) rejoinNetwork(n *node) {
 	}
 }
 
-// place is where the scheduler wants the volume: where it is, or, when that node is gone, elsewhere.
-func (c *cluster) place() {
-	c.w.After(300*time.Millisecond, "scheduler", c.place)
-	if c.moving || c.desired < 0 {
-		return
-	}
-	st := c.s.rec.State
-	if st.Node != "" && c.s.leaseAlive(st.Node) {
-		c.desired = c.node(st.Node).idx
-		return
-	}
-	if n := c.nodes[c.desired]; n.eng == nil || !c.s.reachable(n) || n.name == st.Node {
-		c.desired = c.w.Rand().IntN(len(c.nodes))
-	}
-}
-
-// move detaches the volume cleanly and has it attached elsewhere.
-func (c *cluster) move() {
-	n := c.node(c.s.rec.State.Node)
-	if n == nil || n.eng == nil || n.eng.vol == nil || c.moving {
-		return
-	}
-	c.moving = true
-	end := func() { c.moving = false }
-	c.w.After(10*time.Second, "move takes too long", end)
-	n.eng.detach(func(err error) {
-		if err == nil {
-			c.desired = c.w.Rand().IntN(len(c.nodes))
-		}
-		end()
-	})
-}
-
-// replace adds a replica on a node that has none of its column, in place of another.
-func (c *cluster) replace() {
-	rng := c.w.Rand()
-	col := rng.IntN(c.p.columns)
-	members := c.s.rec.State.Columns[col].Members
-	if len(members) > c.p.replicas {
-		return // one at a time
-	}
-	n := c.anyNode()
-	for _, m := range members {
-		if m.Node == n.name {
-			return
-		}
-	}
-	e := n.eng
-	if e == nil || !e.ready {
-		return
-	}
-	c.replaces++
-	out := members[rng.IntN(len(members))].Replica
-	m := c.newMember(n.idx, spec.Stale)
-	m.Reason = "replacement"
-	e.createReplica(m.Replica, col, func() {
-		e.meta.update(false, func(rec *spec.Volume) error {
-			list := rec.State.Columns[col].Members
-			if len(list) > c.p.replicas {
-				return errHeld // another replacement came first
-			}
-			found := false
-			for i := range list {
-				list[i].Removing = list[i].Replica == out
-				found = found || list[i].Removing
-			}
-			if !found {
-				return errHeld // it was replaced meanwhile
-			}
-			rec.State.Columns[col].Members = append(list, m)
-			return nil
-		}, func(spec.Volume, meta.Rev, error) {})
-	})
-}
-
-// reconcile drops replaced replicas once the others are in sync, as the elected leader does.
-func (c *cluster) reconcile() {
-	c.w.After(500*time.Millisecond, "reconciler", c.reconcile)
-	if c.s.down {
-		return
-	}
-	for i, col := range c.s.rec.State.Columns {
-		inSync, removing := 0, -1
-		for j, m := range col.Members {
-			if m.Removing {
-				removing = j
-			} else if m.State == spec.InSync {
-				inSync++
-			}
-		}
-		if removing < 0 || inSync < c.p.replicas {
-			continue
-		}
-		next := cloneRecord(c.s.rec)
-		members := next.State.Columns[i].Members
-		next.State.Columns[i].Members = append(members[:removing:removing], members[removing+1:]...)
-		c.count("replaced")
-		c.s.put(next)
-		return
-	}
-}
-
-// flip damages a block of one in-sync copy, if another has it whole.
-func (c *cluster) flip() {
-	rng := c.w.Rand()
-	i := rng.IntN(c.p.columns)
-	members := c.s.rec.State.Columns[i].Members
-	var good []spec.Member
-	for _, m := range members {
-		if m.State == spec.InSync {
-			good = append(good, m)
-		}
-	}
-	if len(good) < 2 {
-		return
-	}
-	m := good[rng.IntN(len(good))]
-	at := c.hot[rng.IntN(len(c.hot))]
-	col, off := c.locate(at * block.Size)
-	if col != i || c.tainted[at] {
-		return
-	}
-	d, head := c.node(m.Node).sn.Disk(), replicaDir(m.Replica)+"/head"
-	if rng.IntN(3) == 0 && d.BreakSector(head, off) || d.FlipBit(head, off+rng.Int64N(block.Size)) {
-		c.tainted[at] = true
-	}
-}
-
-// locate returns the column of a byte of the volume, and where in it it is.
-func (c *cluster) locate(off int64) (col int, colOff int64) {
-	stripe := off / spec.StripeUnit
-	n := int64(c.p.columns)
-	return int(stripe % n), stripe/n*spec.StripeUnit + off%spec.StripeUnit
-}
-
 // heal ends all faults.
 func (c *cluster) heal() {
 	c.faulty = false
-	c.s.down = false
+	c.ambushes = nil
+	c.s.down, c.s.slow = false, false
 	c.w.SetNet(goodNet)
+	c.w.SetDisk(goodDisk)
 	c.w.HealAll()
 	for _, n := range c.nodes {
-		n.metaCut = false
+		n.metaCut, n.lapsed = false, false
 		d := n.sn.Disk()
+		d.Fail(false, false, false)
 		d.SetSlow(1)
 		d.SetStuck(false)
 		d.SetQuota(1 << 40)

@@ -12,6 +12,7 @@ import (
 // the engine, as a kernel does; then its unanswered requests are given to the next engine.
 type guest struct {
 	c       *cluster
+	v       *vol
 	n       *node
 	eng     *engine
 	vol     *volume.Volume // nil while no engine serves it
@@ -30,7 +31,6 @@ type ioreq struct {
 	fua      bool
 	off, len int64
 	val      uint64
-	data     []byte // as the guest has it
 	call     int64
 	hops     []*hop
 	term     uint64
@@ -40,15 +40,15 @@ type ioreq struct {
 	tries    int
 }
 
-func (c *cluster) newGuest(n *node) *guest {
-	g := &guest{c: c, n: n}
-	n.guest = g
-	for i := range c.p.clients + c.p.readers {
-		share := c.p.readShare
-		if i >= c.p.clients {
+func (v *vol) newGuest(n *node) *guest {
+	g := &guest{c: v.c, v: v, n: n}
+	n.guests[v.i] = g
+	for i := range v.clients + v.readers {
+		share := v.readShare
+		if i >= v.clients {
 			share = 1
 		}
-		c.w.After(c.think(), "client", func() { g.client(share) })
+		v.c.w.After(v.takeTime(), "client", func() { g.client(share) })
 	}
 	return g
 }
@@ -63,8 +63,8 @@ func (g *guest) kill() {
 		r.unknown()
 	}
 	g.pending = nil
-	if g.n.guest == g {
-		g.n.guest = nil
+	if g.n.guests[g.v.i] == g {
+		g.n.guests[g.v.i] = nil
 	}
 }
 
@@ -87,14 +87,14 @@ func (g *guest) client(readShare float64) {
 	if g.dead || g.stopped {
 		return
 	}
-	again := func() { g.c.w.After(g.c.think(), "client", func() { g.client(readShare) }) }
+	again := func() { g.c.w.After(g.v.takeTime(), "client", func() { g.client(readShare) }) }
 	if g.vol == nil || g.c.err != nil {
 		again()
 		return
 	}
-	r := g.c.drawRequest(readShare)
+	r := g.v.drawRequest(readShare)
 	for try := 0; readShare == 1 && try < 8 && g.meets(r); try++ {
-		r = g.c.drawRequest(readShare) // a reader goes on although writes hang
+		r = g.v.drawRequest(readShare) // a reader goes on although writes hang
 	}
 	r.g, r.then = g, again
 	g.submit(r)
@@ -112,7 +112,7 @@ func (g *guest) meets(r *ioreq) bool {
 
 // submit starts a new request.
 func (g *guest) submit(r *ioreq) {
-	h := g.c.hist
+	h := g.v.hist
 	r.call = h.tick()
 	r.term = g.term
 	first, n := int(r.off/block.Size), int(r.len/block.Size)
@@ -120,12 +120,6 @@ func (g *guest) submit(r *ioreq) {
 	case block.OpWrite:
 		h.lastID++
 		r.val = h.lastID
-		r.data = make([]byte, r.len)
-		for i := range n {
-			fill(r.data[i*block.Size:(i+1)*block.Size], r.val, first+i)
-		}
-	case block.OpRead:
-		r.data = make([]byte, r.len)
 	}
 	if r.writes() {
 		for i := range n {
@@ -147,8 +141,8 @@ func (r *ioreq) send() {
 	r.buf = nil
 	r.tries++
 	try := r.tries
-	if r.data != nil {
-		r.buf = e.l.Buffers().Get(len(r.data))
+	if r.op == block.OpWrite || r.op == block.OpRead {
+		r.buf = e.l.Buffers().Get(int(r.len))
 		if r.buf == nil {
 			g.c.w.After(time.Millisecond, "client waits for memory", func() {
 				if !g.dead && g.eng == e && !e.l.Dead() && r.tries == try && g.vol != nil {
@@ -157,8 +151,9 @@ func (r *ioreq) send() {
 			})
 			return
 		}
-		if r.op == block.OpWrite {
-			copy(r.buf, r.data)
+		first := int(r.off / block.Size)
+		for i := 0; r.op == block.OpWrite && i < len(r.buf); i += block.Size {
+			g.v.hist.fill(r.buf[i:i+block.Size], r.val, first+i/block.Size)
 		}
 	}
 	if g.c.w.Tracing() {
@@ -172,6 +167,7 @@ func (r *ioreq) send() {
 			return
 		}
 		r.req = nil
+		r.buf = req.Data // it may be other memory
 		r.done(e, req.Err)
 	}
 	vol := g.vol
@@ -181,39 +177,37 @@ func (r *ioreq) send() {
 // done takes the engine's answer.
 func (r *ioreq) done(e *engine, err error) {
 	g := r.g
-	if r.buf != nil {
-		if r.op == block.OpRead && err == nil {
-			copy(r.data, r.buf)
+	buf := r.buf
+	r.buf = nil
+	if !g.dead && !e.l.Dead() {
+		for i, p := range g.pending {
+			if p == r {
+				g.pending = append(g.pending[:i], g.pending[i+1:]...)
+			}
 		}
-		e.l.Buffers().Put(r.buf)
-		r.buf = nil
+		g.v.answered(r, buf, err)
+	}
+	if buf != nil {
+		e.l.Buffers().Put(buf)
 	}
 	if g.dead || e.l.Dead() {
 		return
 	}
-	for i, p := range g.pending {
-		if p == r {
-			g.pending = append(g.pending[:i], g.pending[i+1:]...)
-		}
-	}
-	g.c.answered(r, err)
-	if err == nil || !g.dead {
-		r.then()
-	}
+	r.then()
 	g.checkIdle()
 }
 
 // unknown records that the request will never be answered.
 func (r *ioreq) unknown() {
 	for i, op := range r.hops {
-		r.g.c.hist.wrote(int(r.off/block.Size)+i, op, true)
+		r.g.v.hist.wrote(int(r.off/block.Size)+i, op, true)
 	}
 	r.hops = nil
 }
 
-// answered records and judges an answer.
-func (c *cluster) answered(r *ioreq, err error) {
-	h := c.hist
+// answered records and judges an answer; data is what was read or written.
+func (v *vol) answered(r *ioreq, data []byte, err error) {
+	c, h := v.c, v.hist
 	h.tick()
 	if c.w.Tracing() {
 		c.w.Tracef("%s: guest: %v %d at %d len %d: %v", r.g.n.name, r.op, r.val, r.off, r.len, err)
@@ -227,24 +221,31 @@ func (c *cluster) answered(r *ioreq, err error) {
 	switch {
 	case r.writes():
 		h.writes++
+		if r.op != block.OpWrite {
+			h.trims++
+		}
 		for i, op := range r.hops {
 			h.wrote(first+i, op, false)
+			if op.barred > r.term && v.rec.State.Term > r.term {
+				c.fail("invariant 3: write %d to block %d was acknowledged in term %d, although an in-sync replica that didn't have it had fenced at term %d",
+					r.val, first+i, r.term, op.barred)
+			}
 		}
-		c.checkWrite(r)
+		v.checkWrite(r)
 	case r.op == block.OpFlush:
 		h.flushes++
 		h.flushed = max(h.flushed, r.call)
-		c.checkFlush(r)
+		v.checkFlush(r)
 	default:
 		h.reads++
-		if r.term < c.servedNow {
+		if r.term < v.servedNow {
 			c.count("read of an old term")
 		}
-		for i := range len(r.data) / block.Size {
-			if c.tainted[int64(first+i)] && c.blesses {
+		for i := range len(data) / block.Size {
+			if v.tainted[int64(first+i)] && c.blesses {
 				continue
 			}
-			if err := h.read(first+i, r.call, r.data[i*block.Size:(i+1)*block.Size]); err != nil {
+			if err := h.read(first+i, r.call, data[i*block.Size:(i+1)*block.Size]); err != nil {
 				c.fail("read by %s in term %d: %v", r.g.n.name, r.term, err)
 			}
 		}
@@ -252,18 +253,18 @@ func (c *cluster) answered(r *ioreq, err error) {
 }
 
 // drawRequest makes up a request. Most go to a few hot places, so that they meet.
-func (c *cluster) drawRequest(readShare float64) *ioreq {
-	rng := c.w.Rand()
+func (v *vol) drawRequest(readShare float64) *ioreq {
+	rng := v.c.w.Rand()
 	r := &ioreq{}
 	n := int64(1 + rng.IntN(4))
 	if rng.IntN(30) == 0 {
 		n = int64(1 + rng.IntN(64))
 	}
-	blocks := c.p.size / block.Size
-	at := c.hot[rng.IntN(len(c.hot))] + int64(rng.IntN(3)) - 1
+	blocks := v.size / block.Size
+	at := v.hot[rng.IntN(len(v.hot))] + int64(rng.IntN(3)) - 1
 	at = max(0, min(at, blocks-n))
 	r.off, r.len = at*block.Size, n*block.Size
-	if rng.Float64() < readShare || c.readOnly {
+	if rng.Float64() < readShare || v.readOnly {
 		r.op = block.OpRead
 		return r
 	}
@@ -282,13 +283,13 @@ func (c *cluster) drawRequest(readShare float64) *ioreq {
 	return r
 }
 
-// think is how long a client waits between two requests: bursts and pauses.
-func (c *cluster) think() time.Duration {
-	rng := c.w.Rand()
+// takeTime is how long a client waits between two requests: bursts and pauses.
+func (v *vol) takeTime() time.Duration {
+	rng := v.c.w.Rand()
 	if rng.IntN(4) > 0 {
-		return time.Duration(rng.Int64N(int64(c.p.think)/4 + 1))
+		return time.Duration(rng.Int64N(int64(v.think)/4 + 1))
 	}
-	return time.Duration(rng.Int64N(int64(c.p.think)*4 + 1))
+	return time.Duration(rng.Int64N(int64(v.think)*4 + 1))
 }
 
 func (r *ioreq) String() string { return fmt.Sprintf("%v [%d, %d)", r.op, r.off, r.off+r.len) }

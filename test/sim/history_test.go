@@ -32,6 +32,9 @@ type hop struct {
 	acked     bool
 	fua       bool
 	term      uint64
+	// barred, if not 0, is a term that an in-sync member fenced at before it had this write: older ones must not
+	// acknowledge it any more.
+	barred uint64
 }
 
 // segment is a part of a block's history that begins in a known state, or in an
@@ -50,10 +53,18 @@ type blockHistory struct {
 	last    uint64 // its value
 	sure    bool   // last is what the block must hold: nothing ran beside it
 	dirty   bool   // waits in history.dirty for a flush to be checked
+	// maybe has what an in-sync copy may hold, if known: after a write that nothing ran beside, that; and
+	// everything submitted since.
+	maybe []uint64
+	known bool
 }
+
+// maxMaybe bounds blockHistory.maybe: beyond, nothing is known.
+const maxMaybe = 100
 
 // history records what clients did to a volume, and judges it.
 type history struct {
+	salt     uint64 // of the volume: a block of another one is told apart
 	clock    int64
 	blocks   []blockHistory
 	lastID   uint64
@@ -61,19 +72,24 @@ type history struct {
 	flushed  int64               // the latest call of a flush that was answered
 	open     []*hop              // writes that may still take effect
 	dirty    []int
-	scratch  [block.Size]byte
+	written  []int // blocks that a write was ever submitted to
 	reads    int
 	writes   int
 	flushes  int
+	trims    int
 	failures int
 	losses   int
+	// undecided counts the blocks whose history was too much for the checker.
+	undecided int
 }
 
-func newHistory(blocks int) *history {
-	h := &history{blocks: make([]blockHistory, blocks), torn: map[uint64][]uint64{}}
+func newHistory(blocks int, salt uint64) *history {
+	h := &history{salt: salt * 0xd1342543de82ef95, blocks: make([]blockHistory, blocks), torn: map[uint64][]uint64{}}
+	segs := make([]segment, blocks)
 	for i := range h.blocks {
-		h.blocks[i].segs = []segment{{}}
-		h.blocks[i].sure = true
+		b := &h.blocks[i]
+		b.segs = segs[i : i+1 : i+1]
+		b.sure, b.known = true, true
 	}
 	return h
 }
@@ -85,35 +101,55 @@ func (h *history) tick() int64 {
 
 const sector = 512
 
+// step is between the words of a block's content.
+const step = 0x9e3779b97f4a7c15
+
+// start is the second word of a sector that write id made; each later word is step more.
+func (h *history) start(id uint64, blk, at int) uint64 {
+	return (id+h.salt)*0xbf58476d1ce4e5b9 ^ uint64(blk)<<20 ^ uint64(at)
+}
+
 // fill makes the content that write id gives to a block: every sector says where it belongs.
-func fill(p []byte, id uint64, blk int) {
+func (h *history) fill(p []byte, id uint64, blk int) {
 	if id == 0 {
 		clear(p)
 		return
 	}
-	for s := 0; s < len(p); s += sector {
-		x := id*0x9e3779b97f4a7c15 ^ uint64(blk)<<20 ^ uint64(s)
-		binary.LittleEndian.PutUint64(p[s:], id)
-		for i := s + 8; i < s+sector; i += 8 {
-			x ^= x << 13
-			x ^= x >> 7
-			x ^= x << 17
-			binary.LittleEndian.PutUint64(p[i:], x)
+	for at := 0; at < len(p); at += sector {
+		x := h.start(id, blk, at)
+		q := p[at : at+sector]
+		binary.LittleEndian.PutUint64(q, id)
+		for i := 8; i < sector; i += 8 {
+			binary.LittleEndian.PutUint64(q[i:], x)
+			x += step
 		}
 	}
 }
 
+// isOf reports whether a part of a block, from byte at of it on, is what write id made of it.
+func (h *history) isOf(p []byte, id uint64, blk, at int) bool {
+	if id == 0 {
+		return block.IsZero(p)
+	}
+	for ; len(p) > 0; at, p = at+sector, p[sector:] {
+		x := h.start(id, blk, at)
+		diff := binary.LittleEndian.Uint64(p) ^ id
+		for i := 8; i < sector; i += 8 {
+			diff |= binary.LittleEndian.Uint64(p[i:]) ^ x
+			x += step
+		}
+		if diff != 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // value says which write a block's content is of.
 func (h *history) value(p []byte, blk int) (uint64, error) {
-	if block.IsZero(p) {
-		return 0, nil
-	}
 	id := binary.LittleEndian.Uint64(p)
-	if id <= h.lastID {
-		fill(h.scratch[:], id, blk)
-		if bytes.Equal(h.scratch[:], p) {
-			return id, nil
-		}
+	if id <= h.lastID && h.isOf(p, id, blk, 0) {
+		return id, nil
 	}
 	var ids []uint64
 	hash := uint64(14695981039346656037)
@@ -122,8 +158,7 @@ func (h *history) value(p []byte, blk int) (uint64, error) {
 		if id > h.lastID {
 			return 0, fmt.Errorf("block %d: sector %d holds what nobody wrote (%x)", blk, s/sector, id)
 		}
-		fill(h.scratch[:], id, blk)
-		if !bytes.Equal(h.scratch[s:s+sector], p[s:s+sector]) {
+		if !h.isOf(p[s:s+sector], id, blk, s) {
 			return 0, fmt.Errorf("block %d: sector %d holds what nobody wrote there (it begins as write %d)", blk, s/sector, id)
 		}
 		ids = append(ids, id)
@@ -134,11 +169,32 @@ func (h *history) value(p []byte, blk int) (uint64, error) {
 	return v, nil
 }
 
+// mayHold reports whether an in-sync copy may have that content.
+func (h *history) mayHold(p []byte, blk int) bool {
+	b := &h.blocks[blk]
+	if !b.known {
+		return true
+	}
+	id := binary.LittleEndian.Uint64(p)
+	possible := id == 0 && len(b.maybe) == 0
+	for i := len(b.maybe) - 1; i >= 0 && !possible; i-- {
+		possible = b.maybe[i] == id
+	}
+	return possible && h.isOf(p, id, blk, 0)
+}
+
 // begin records the call of a write.
 func (h *history) begin(blk int, val uint64, fua bool, term uint64) *hop {
 	op := &hop{write: true, val: val, call: h.clock, ret: never, fua: fua, term: term}
 	b := &h.blocks[blk]
 	b.open++
+	if len(b.maybe) == 0 {
+		h.written = append(h.written, blk)
+		b.maybe = append(b.maybe, 0)
+	}
+	if b.maybe = append(b.maybe, val); len(b.maybe) > maxMaybe {
+		b.known, b.maybe = false, b.maybe[:1]
+	}
 	seg := &b.segs[len(b.segs)-1]
 	seg.ops = append(seg.ops, op)
 	h.open = append(h.open, op)
@@ -156,6 +212,9 @@ func (h *history) wrote(blk int, op *hop, failed bool) {
 	op.acked, op.ret = true, min(op.ret, h.clock)
 	b.sure = b.open == 0 && b.lastRet < op.call
 	b.lastRet, b.last = h.clock, op.val
+	if b.sure {
+		b.known, b.maybe = true, append(b.maybe[:0], op.val)
+	}
 	if !b.dirty {
 		b.dirty = true
 		h.dirty = append(h.dirty, blk)
@@ -196,9 +255,12 @@ func (h *history) served(term uint64) {
 // cut begins a new segment of a block's history, after a loss of everything that wasn't flushed.
 func (h *history) cut(blk int) {
 	b := &h.blocks[blk]
+	if len(b.segs[len(b.segs)-1].ops) == 0 {
+		return
+	}
 	allowed := h.candidates(b)
 	b.segs = append(b.segs, segment{init: undetermined, allowed: allowed})
-	b.sure = false
+	b.sure, b.known = false, false
 	b.dirty = false
 }
 
@@ -300,8 +362,11 @@ func (h *history) judgeSegment(blk int, s *segment) error {
 		}
 		return nil
 	}
-	if porcupine.CheckOperationsTimeout(model, ops, 20*time.Second) == porcupine.Illegal {
+	switch porcupine.CheckOperationsTimeout(model, ops, 20*time.Second) {
+	case porcupine.Illegal:
 		return fmt.Errorf("block %d: not linearizable\n%s", blk, h.show(s))
+	case porcupine.Unknown:
+		h.undecided++
 	}
 	return nil
 }

@@ -10,16 +10,12 @@ import (
 	"keelson.io/keelson/internal/spec"
 )
 
-// store is the metadata, as far as one volume needs it: its record with a revision, and the nodes'
+// store is the metadata, as far as a run needs it: the volumes' records with their revisions, and the nodes'
 // leases. It's outside all nodes and never fails itself; the way to it does.
 type store struct {
 	c    *cluster
-	rec  spec.Volume
-	rev  meta.Rev
 	down bool
-	// loss is set for a column when the in-sync set was recorded anew after every member of the
-	// old one had lost its run: only then may acknowledged writes that weren't flushed be missing.
-	loss map[int]bool
+	slow bool
 }
 
 var errHeld = errors.New("held by a node whose lease is alive")
@@ -47,51 +43,71 @@ func (s *store) tick() {
 		if !s.reachable(n) {
 			continue
 		}
-		n.leaseUntil = s.c.w.Now() + meta.LeaseTTL
+		if !n.lapsed {
+			n.leaseUntil = s.c.w.Now() + meta.LeaseTTL
+		}
 		for _, o := range s.c.nodes {
 			n.sees[o.idx] = s.leaseAlive(o.name)
 		}
 		s.tell(n)
 	}
+	for _, v := range s.c.vols {
+		if n := s.c.node(v.rec.State.Node); n != nil && s.leaseAlive(n.name) != v.leased {
+			if v.leased = !v.leased; !v.leased {
+				v.reach(phaseLapse)
+			}
+		}
+	}
 	s.c.w.After(time.Second, "leases", s.tick)
 }
 
-// tell shows a node's coordinator the record as it is now.
+// tell shows a node's coordinators the records as they are now.
 func (s *store) tell(n *node) {
-	e := n.eng
-	if e == nil || e.vol == nil {
+	if n.eng == nil {
 		return
 	}
-	rec, rev := cloneRecord(s.rec), s.rev
+	for _, v := range s.c.vols {
+		s.tellOf(v, n)
+	}
+}
+
+func (s *store) tellOf(v *vol, n *node) {
+	e := n.eng
+	if e == nil || e.atts[v.i].vol == nil {
+		return
+	}
+	rec, rev := cloneRecord(v.rec), v.rev
 	e.l.Post(func() {
-		if e.vol != nil {
-			e.vol.Update(rec, rev)
+		if vol := e.atts[v.i].vol; vol != nil {
+			vol.Update(rec, rev)
 		}
 	})
 }
 
-// put writes the record.
-func (s *store) put(next spec.Volume) {
-	prev := s.rec
+// put writes the record of a volume.
+func (s *store) put(v *vol, next spec.Volume) {
+	prev := v.rec
 	if next.State.Fenced > prev.State.Fenced {
 		for i, col := range prev.State.Columns {
 			if s.runsLost(col) {
-				s.c.w.Tracef("meta: column %d: every in-sync member had lost its run", i)
-				s.loss[i] = true
+				s.c.w.Tracef("meta: %s column %d: every in-sync member had lost its run", v.rec.Name, i)
+				v.loss[i] = true
 			}
 		}
 	}
-	s.rev++
-	s.rec = next
-	s.c.checkRecord(prev, next)
-	s.c.checkLeaving(prev, next)
+	v.rev++
+	v.rec = next
 	if s.c.w.Tracing() {
-		s.c.w.Tracef("meta: rev %d: %s", s.rev, describe(next))
+		s.c.w.Tracef("meta: rev %d: %s", v.rev, describe(next))
 	}
+	v.checkRecord(prev, next)
+	v.checkLeaving(prev, next)
+	v.checkJoined(prev, next)
+	v.changed(prev, next)
 	for _, n := range s.c.nodes {
 		s.c.w.After(s.delay(), "watch", func() {
 			if s.reachable(n) {
-				s.tell(n)
+				s.tellOf(v, n)
 			}
 		})
 	}
@@ -112,12 +128,16 @@ func (s *store) delay() time.Duration {
 	if s.c.w.Chance(0.05) {
 		d *= 50
 	}
+	if s.slow {
+		d = min(200*d, 4*time.Second)
+	}
 	return d
 }
 
 // client is one process's access to the store: volume.Metadata.
 type client struct {
 	s *store
+	v *vol
 	n *node
 	l *sim.Loop
 }
@@ -130,7 +150,7 @@ func (m *client) Update(mutate func(*spec.Volume) error, done func(spec.Volume, 
 // update reads, changes and writes the record. If it isn't patient it ends with an error where the
 // store can't be reached.
 func (m *client) update(patient bool, mutate func(*spec.Volume) error, done func(spec.Volume, meta.Rev, error)) {
-	s, w := m.s, m.s.c.w
+	s, v, w := m.s, m.v, m.s.c.w
 	answer := func(rec spec.Volume, rev meta.Rev, err error) {
 		rec = cloneRecord(rec)
 		w.After(s.delay(), "meta answer", func() {
@@ -141,7 +161,7 @@ func (m *client) update(patient bool, mutate func(*spec.Volume) error, done func
 	}
 	again := func() {
 		if !patient {
-			answer(s.rec, s.rev, meta.ErrUnavailable)
+			answer(v.rec, v.rev, meta.ErrUnavailable)
 			return
 		}
 		w.After(s.delay()+200*time.Millisecond, "meta retry", func() { m.update(patient, mutate, done) })
@@ -157,26 +177,29 @@ func (m *client) update(patient bool, mutate func(*spec.Volume) error, done func
 			again()
 			return
 		}
-		rec, rev := cloneRecord(s.rec), s.rev
+		rec, rev := cloneRecord(v.rec), v.rev
 		if err := mutate(&rec); err != nil {
-			answer(s.rec, s.rev, err)
+			answer(v.rec, v.rev, err)
 			return
 		}
+		v.reach(phaseTransaction)
 		w.After(s.delay(), "meta write", func() {
 			// A request that was sent arrives also when its sender is dead by now.
 			switch {
 			case !s.reachable(m.n):
 				again()
-			case s.rev != rev:
+			case v.rev != rev:
+				s.c.count("conflicts in the store")
 				w.After(s.delay(), "meta conflict", func() { m.update(patient, mutate, done) })
 			default:
-				s.put(rec)
+				s.put(v, rec)
 				if w.Chance(s.c.p.lostAnswers) {
+					s.c.count("lost answers of the store")
 					w.Tracef("meta: answer to %s is lost", m.n.name)
 					again()
 					return
 				}
-				answer(rec, s.rev, nil)
+				answer(rec, v.rev, nil)
 			}
 		})
 	})

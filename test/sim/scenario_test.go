@@ -6,20 +6,22 @@ import (
 )
 
 // scenario plays a run whose faults are given, instead of drawn.
-func scenario(t *testing.T, seed uint64, prepare func(p *params), faults func(c *cluster)) *cluster {
+func scenario(t *testing.T, seed uint64, prepare func(p *params, q *volParams), faults func(c *cluster)) *cluster {
 	t.Helper()
 	c := newClusterWith(seed, nil, func(p *params) {
-		p.nodes, p.replicas, p.columns, p.size = 3, 2, 1, 8<<20
-		p.clients, p.readers, p.readShare, p.think = 2, 2, 0.4, 5*time.Millisecond
-		p.lasts, p.faults, p.lostAnswers, p.drift = 16*time.Second, nil, 0, 0
+		p.nodes, p.vols = 3, p.vols[:1]
+		q := &p.vols[0]
+		q.replicas, q.columns, q.size, q.diskless, q.seam = 2, 1, 8<<20, false, false
+		q.clients, q.readers, q.readShare, q.think = 2, 2, 0.4, 5*time.Millisecond
+		p.lasts, p.steps, p.faults, p.lostAnswers, p.drift = 16*time.Second, 0, nil, 0, 0
 		if prepare != nil {
-			prepare(p)
+			prepare(p, q)
 		}
 	})
 	c.w.After(3*time.Second, "scenario", func() { faults(c) })
 	err := c.run()
 	if testing.Verbose() {
-		t.Logf("seed %d: %s", seed, c.summary())
+		t.Logf("seed %d: %s", seed, c.condition())
 	}
 	if err != nil {
 		t.Fatalf("seed %d: %v", seed, err)
@@ -31,9 +33,9 @@ func scenario(t *testing.T, seed uint64, prepare func(p *params), faults func(c 
 // one's clients read meanwhile is never stale.
 func TestCutHolder(t *testing.T) {
 	for seed := uint64(1); seed <= 10; seed++ {
-		c := scenario(t, seed, nil, func(c *cluster) { c.isolateFor(c.holder(), 12*time.Second) })
+		c := scenario(t, seed, nil, func(c *cluster) { c.isolateFor(c.vols[0].holder(), 12*time.Second) })
 		if c.counts["takeover"] != 1 {
-			t.Errorf("seed %d: not taken over: %s", seed, c.summary())
+			t.Errorf("seed %d: not taken over: %s", seed, c.condition())
 		}
 	}
 }
@@ -42,13 +44,13 @@ func TestCutHolder(t *testing.T) {
 // about when another takes over: what it may still read is over before anything is written there.
 func TestLostLease(t *testing.T) {
 	for seed := uint64(1); seed <= 8; seed++ {
-		c := scenario(t, seed, func(p *params) { p.readers = 4 }, func(c *cluster) {
-			n := c.holder()
+		c := scenario(t, seed, func(_ *params, q *volParams) { q.readers = 4 }, func(c *cluster) {
+			n := c.vols[0].holder()
 			n.metaCut = true
 			c.w.After(time.Duration(2500+250*seed)*time.Millisecond, "cut", func() { c.isolateFor(n, 8*time.Second) })
 		})
 		if c.counts["takeover"] != 1 {
-			t.Errorf("seed %d: not taken over: %s", seed, c.summary())
+			t.Errorf("seed %d: not taken over: %s", seed, c.condition())
 		}
 	}
 }
@@ -57,9 +59,9 @@ func TestLostLease(t *testing.T) {
 // taken out of the in-sync set: it must not be taken out any more.
 func TestLastCopyLosesPower(t *testing.T) {
 	for seed := uint64(1); seed <= 20; seed++ {
-		scenario(t, seed, func(p *params) { p.readShare, p.diskless = 0.1, true }, func(c *cluster) {
-			h := c.holder()
-			members := c.s.rec.State.Columns[0].Members
+		scenario(t, seed, func(_ *params, q *volParams) { q.readShare, q.diskless = 0.1, true }, func(c *cluster) {
+			h := c.vols[0].holder()
+			members := c.vols[0].rec.State.Columns[0].Members
 			a, b := c.node(members[0].Node), c.node(members[1].Node)
 			c.w.Cut(h.sn, a.sn)
 			c.w.Cut(a.sn, h.sn)
@@ -76,12 +78,12 @@ func TestLastCopyLosesPower(t *testing.T) {
 // more: what only its copy has must not survive there.
 func TestOwnWritesOfLostHolder(t *testing.T) {
 	for seed := uint64(1); seed <= 10; seed++ {
-		scenario(t, seed, func(p *params) {
+		scenario(t, seed, func(_ *params, p *volParams) {
 			p.size, p.checkpointEvery, p.readShare = 64<<20, 300*time.Millisecond, 0
 			p.clients, p.think = 6, 60*time.Millisecond
 		}, func(c *cluster) {
-			c.isolateFor(c.holder(), 10*time.Second)
-			c.w.After(time.Second, "no more writes", func() { c.readOnly = true })
+			c.isolateFor(c.vols[0].holder(), 10*time.Second)
+			c.w.After(time.Second, "no more writes", func() { c.vols[0].readOnly = true })
 		})
 	}
 }
@@ -91,16 +93,16 @@ func TestOwnWritesOfLostHolder(t *testing.T) {
 // must not count as a copy.
 func TestMemberRestartsDuringAttach(t *testing.T) {
 	for seed := uint64(1); seed <= 6; seed++ {
-		scenario(t, seed, func(p *params) {
+		scenario(t, seed, func(_ *params, p *volParams) {
 			p.readShare, p.replicas, p.checkpointEvery, p.clients, p.readers = 0.1, 3, 30*time.Second, 6, 0
 		}, func(c *cluster) {
-			h := c.holder()
-			term := c.s.rec.State.Term
+			h := c.vols[0].holder()
+			term := c.vols[0].rec.State.Term
 			h.crash()
 			c.restartLater(h, time.Second)
 			var wait func()
 			wait = func() {
-				if c.s.rec.State.Term == term {
+				if c.vols[0].rec.State.Term == term {
 					c.w.After(time.Millisecond, "wait for the new term", wait)
 					return
 				}
@@ -126,17 +128,37 @@ func TestMemberRestartsDuringAttach(t *testing.T) {
 // are executed again as a whole, and nothing that was answered meanwhile may be undone.
 func TestTakeoverOfStriped(t *testing.T) {
 	for seed := uint64(1); seed <= 6; seed++ {
-		scenario(t, seed, func(p *params) {
-			p.columns, p.readShare, p.clients, p.readers, p.seam = 2, 0.3, 6, 0, true
+		scenario(t, seed, func(p *params, q *volParams) {
+			q.columns, q.readShare, q.clients, q.readers, q.seam = 2, 0.3, 6, 0, true
 			p.ioLatency.Max, p.ioLatency.Tail = 100*time.Millisecond, 0.1
 		}, func(c *cluster) {
 			for i := range 20 {
 				c.w.After(time.Duration(i)*600*time.Millisecond, "kill", func() {
-					if n := c.holder(); n.sn.Loop() != nil {
+					if n := c.vols[0].holder(); n.sn.Loop() != nil {
 						n.crash()
 						c.restartLater(n, 50*time.Millisecond)
 					}
 				})
+			}
+		})
+	}
+}
+
+// TestDamagedSumsBehindTheEnd damages, while a member is away, its sums of blocks that its last chunk doesn't have, as the
+// volume ends inside it: that must not keep the member from coming back.
+func TestDamagedSumsBehindTheEnd(t *testing.T) {
+	for seed := uint64(1); seed <= 4; seed++ {
+		scenario(t, seed, func(_ *params, q *volParams) { q.size, q.readShare = 6<<20, 0.1 }, func(c *cluster) {
+			v := c.vols[0]
+			for _, m := range v.rec.State.Columns[0].Members {
+				k := c.copies[m.Replica]
+				if k.n == v.holder() {
+					continue
+				}
+				k.n.crash()
+				k.n.sn.Disk().FlipBit(k.dir+"/sums", 8192+8*int64(512+seed))
+				c.restartLater(k.n, 3*time.Second)
+				return
 			}
 		})
 	}

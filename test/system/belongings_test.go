@@ -25,8 +25,8 @@ func (c *cluster) belongings() string {
 	return b.String()
 }
 
-// keys lists the keys of the metadata that don't come and go with leases.
-func (c *cluster) keys() []string {
+// etcd returns a client of the metadata, with the certificate of n1.
+func (c *cluster) etcd() *clientv3.Client {
 	c.t.Helper()
 	dir := pki.Dir(filepath.Join(c.NodeDir("n1"), "data", "pki"))
 	ca, err := dir.LoadCA()
@@ -45,6 +45,13 @@ func (c *cluster) keys() []string {
 	if err != nil {
 		c.t.Fatal(err)
 	}
+	return client
+}
+
+// keys lists the keys of the metadata that don't come and go with leases.
+func (c *cluster) keys() []string {
+	c.t.Helper()
+	client := c.etcd()
 	defer client.Close()
 	r, err := client.Get(c.ctx(), "", clientv3.WithPrefix(), clientv3.WithKeysOnly())
 	if err != nil {

@@ -1,6 +1,7 @@
 package system
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,7 +17,8 @@ import (
 	"keelson.io/keelson/internal/lab"
 )
 
-const labName = "system"
+// labName is the shared lab's: KEELSON_LAB, so that two runs on one machine don't wait for each other.
+var labName = cmp.Or(os.Getenv("KEELSON_LAB"), "system")
 
 func TestMain(m *testing.M) {
 	if os.Geteuid() != 0 {
@@ -26,7 +28,7 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) (code int) {
-	lock, err := os.OpenFile("/run/keelson-system-test.lock", os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := os.OpenFile("/run/keelson-"+labName+"-test.lock", os.O_RDWR|os.O_CREATE, 0o600)
 	if err == nil {
 		err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX)
 	}

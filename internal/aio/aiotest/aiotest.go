@@ -68,7 +68,7 @@ func Run(t *testing.T, factory func(t *testing.T) World) {
 		{"BuffersUsedUp", testBuffersUsedUp},
 		{"ConnStream", testConnStream},
 		{"ConnLargeFrames", testConnLargeFrames},
-		{"ConnExpect", testConnExpect},
+		{"ConnFill", testConnFill},
 		{"ConnDialFails", testConnDialFails},
 		{"ConnRefused", testConnRefused},
 		{"ConnClosedByDialler", func(s *suite) { testConnClose(s, true) }},

@@ -45,6 +45,9 @@ func newArena(size int) (*arena, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map %d MiB of I/O memory: %w", n, err)
 	}
+	// A MiB in small pages has more segments than a loop device takes at once, and what must be split
+	// can't be started without a kernel worker. Where there are no huge pages it goes on without.
+	_ = unix.Madvise(mem, unix.MADV_HUGEPAGE)
 	a := &arena{mem: mem, base: uintptr(unsafe.Pointer(&mem[0])), spans: make([]span, n), idle: make([]int32, n)}
 	for i := range a.spans {
 		a.spans[i] = span{class: -1, prev: noSpan, next: noSpan}

@@ -1,7 +1,6 @@
 package ring
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"unsafe"
@@ -13,55 +12,54 @@ import (
 
 const (
 	plainRoom  = 3 << 20   // received bytes that the handler hasn't consumed, and room for more
-	cipherRoom = 256 << 10 // one receive under TLS
-	recvMost   = 1 << 20   // one receive without
+	cipherRoom = 512 << 10 // received records that aren't opened yet
+	recvMost   = 1 << 20   // one receive without encryption
 	recvLeast  = 256 << 10 // room is made when there is less
 	moveAlways = 16 << 10  // a rest that is cheap to move to the front
-	chunkSize  = 256 << 10 // one send at most
 	keepChunks = 64        // free chunks that a loop keeps
 	keepRooms  = 32        // receive regions that are kept for later connections
-	gatherFrom = 64 << 10  // a handler that lacks fewer bytes is shown what comes
+	gatherFrom = 64 << 10  // fewer bytes that are lacking are received as they come
 	gatherMost = 192 << 10 // otherwise up to so many are waited for; less than one receive
-	// gatherSlack is more than a TLS record: the part of one that has come already is counted as lacking.
-	gatherSlack = 24 << 10
+	sealFrom   = 16 << 10  // a piece of that size is sealed from where it is, smaller ones are gathered
+
+	// chunkSize is one send at most: four whole records.
+	chunkSize = 4 * (recordMost + recordExtra)
 )
-
-// sealLimit is how much may be encrypted with the keys of one handshake: AES-GCM keeps
-// its margin for 2^24.5 records of 16 KiB (RFC 8446, 5.5), and crypto/tls doesn't change
-// keys by itself.
-const sealLimit = 256 << 30
-
-var errKeysUsed = errors.New("its keys have encrypted as much as they may; dial again")
 
 var errNotConsumed = errors.New("the handler left more than fits the receive buffer")
 
 // conn is an aio.Conn.
 //
-// Outgoing bytes gather in chunks. When the loop is about to enter and no send is in
-// flight, the first chunk becomes (encrypted, under TLS) the memory of one send.
-// Incoming bytes are received into plain, or under TLS into cipher and decrypted into
-// plain; the handler is shown plain[r:w].
+// Outgoing bytes become records in chunks, unencrypted ones go into chunks as they are. Small pieces gather in
+// small first, and become a record when the loop is about to enter or a large piece comes. When the loop is about to
+// enter and no send is in flight, the first chunk becomes the memory of one send.
+//
+// Incoming records are received into cipher and opened into fill, if the handler has given memory, otherwise into
+// plain; the handler is shown plain[r:w]. Without encryption bytes are received where they would be opened to.
 type conn struct {
 	l    *Loop
 	fd   int32
 	peer string
 	h    aio.ConnHandler
-	tls  *tls.Conn // nil without encryption
-	pipe *memory   // what tls reads and writes
+	seal *sealer // nil without encryption
+	open *opener // likewise
 
-	out     [][]byte // chunks; all but the last are full
-	queued  int      // bytes in out
-	sealed  int64    // bytes encrypted since the handshake
-	wire    []byte   // being sent: a chunk, or under TLS the connection's own memory
+	small   []byte   // not sealed yet; behind all of out
+	out     [][]byte // chunks
+	queued  int      // bytes in out and small
+	wire    []byte   // a chunk that is being sent
 	wireAt  int
 	sending bool
 	dirty   bool // in l.dirty
 
 	region        []byte // mapped; plain and cipher are parts of it
 	plain, cipher []byte
-	r, w          int
+	r, w          int // of plain
+	cr, cw        int // of cipher
+	fill          []byte
+	filled        int // bytes of fill that have come. Invariant: < len(fill) between turns, if fill != nil
+	direct        bool
 	receiving     bool
-	expect        int // what the handler said last that it lacks
 	lowWater      int // of the socket: with fewer bytes it doesn't count as readable
 
 	ended bool // Close was called, or the connection failed
@@ -72,8 +70,8 @@ type conn struct {
 type session struct {
 	fd   int
 	peer string
-	tls  *tls.Conn
-	pipe *memory
+	seal *sealer
+	open *opener
 }
 
 // adopt makes a session a connection of the loop; start begins to receive.
@@ -82,7 +80,7 @@ func (l *Loop) adopt(s *session) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{l: l, fd: int32(s.fd), peer: s.peer, tls: s.tls, pipe: s.pipe, region: region}
+	c := &conn{l: l, fd: int32(s.fd), peer: s.peer, seal: s.seal, open: s.open, region: region}
 	c.plain, c.cipher = region[:plainRoom:plainRoom], region[plainRoom:]
 	l.conns[c] = struct{}{}
 	return c, nil
@@ -118,19 +116,77 @@ func (c *conn) Write(p []byte) {
 	if c.ended || len(p) == 0 {
 		return
 	}
-	c.queued += len(p)
-	for len(p) > 0 {
-		last := len(c.out) - 1
-		if last < 0 || len(c.out[last]) == chunkSize {
-			c.out = append(c.out, c.l.takeChunk())
-			last++
-		}
-		have := len(c.out[last])
-		n := copy(c.out[last][have:chunkSize], p)
-		c.out[last] = c.out[last][:have+n]
-		p = p[n:]
+	if c.seal == nil {
+		c.append(p)
+	} else {
+		c.gather(p)
 	}
 	c.markDirty()
+}
+
+// append puts p into chunks as it is.
+func (c *conn) append(p []byte) {
+	c.queued += len(p)
+	for len(p) > 0 {
+		last := c.tail(1)
+		n := copy((*last)[len(*last):chunkSize], p)
+		*last = (*last)[:len(*last)+n]
+		p = p[n:]
+	}
+}
+
+// gather seals p, or puts it with what is to be sealed.
+func (c *conn) gather(p []byte) {
+	for len(p) > 0 && !c.ended {
+		if len(p) >= sealFrom {
+			c.sealSmall()
+			n := min(len(p), recordMost)
+			c.sealRecord(p[:n])
+			p = p[n:]
+			continue
+		}
+		if c.small == nil {
+			c.small = c.l.takeChunk()
+		}
+		n := min(len(p), recordMost-len(c.small))
+		c.small = append(c.small, p[:n]...)
+		c.queued += n
+		if p = p[n:]; len(c.small) == recordMost {
+			c.sealSmall()
+		}
+	}
+}
+
+// sealSmall makes a record of what has gathered.
+func (c *conn) sealSmall() {
+	if len(c.small) == 0 {
+		return
+	}
+	c.queued -= len(c.small)
+	c.sealRecord(c.small)
+	c.l.giveChunk(c.small)
+	c.small = nil
+}
+
+func (c *conn) sealRecord(p []byte) {
+	last := c.tail(len(p) + recordExtra)
+	sealed, err := c.seal.record(*last, p)
+	if err != nil {
+		c.fail(err)
+		return
+	}
+	c.queued += len(sealed) - len(*last)
+	*last = sealed
+}
+
+// tail returns the last chunk, which has room for n bytes.
+func (c *conn) tail(n int) *[]byte {
+	last := len(c.out) - 1
+	if last < 0 || len(c.out[last])+n > chunkSize {
+		c.out = append(c.out, c.l.takeChunk())
+		last++
+	}
+	return &c.out[last]
 }
 
 func (l *Loop) takeChunk() []byte {
@@ -144,7 +200,7 @@ func (l *Loop) takeChunk() []byte {
 }
 
 func (l *Loop) giveChunk(b []byte) {
-	if len(l.chunks) < keepChunks {
+	if b != nil && len(l.chunks) < keepChunks {
 		l.chunks = append(l.chunks, b[:0])
 	}
 }
@@ -156,7 +212,7 @@ func (c *conn) markDirty() {
 	}
 }
 
-// Queued implements aio.Conn. Under TLS it counts some of the bytes encrypted.
+// Queued implements aio.Conn.
 func (c *conn) Queued() int { return c.queued + len(c.wire) - c.wireAt }
 
 // Close implements aio.Conn. What is queued may be lost.
@@ -191,10 +247,10 @@ func (l *Loop) finishConns() {
 		unix.Close(int(c.fd))
 		l.giveRegion(c.region)
 		c.region, c.plain, c.cipher = nil, nil, nil
-		for _, b := range c.out {
+		for _, b := range append(c.out, c.small, c.wire) {
 			l.giveChunk(b)
 		}
-		c.out, c.queued, c.wire, c.wireAt = nil, 0, nil, 0
+		c.out, c.small, c.queued, c.wire, c.wireAt, c.fill = nil, nil, 0, nil, 0, nil
 		if c.h != nil {
 			c.h.Closed(c, c.err)
 		}
@@ -212,38 +268,21 @@ func (l *Loop) flushConns() {
 }
 
 func (c *conn) flush() {
-	if c.ended || c.sending || len(c.out) == 0 {
+	if c.ended || c.sending {
 		return
 	}
-	chunk := c.out[0]
+	if len(c.out) == 0 {
+		c.sealSmall()
+	}
+	if len(c.out) == 0 || c.ended {
+		return
+	}
+	c.wire, c.wireAt = c.out[0], 0
 	last := copy(c.out, c.out[1:])
 	c.out[last] = nil
 	c.out = c.out[:last]
-	c.queued -= len(chunk)
-	c.wireAt = 0
-	if c.tls == nil {
-		c.wire = chunk
-	} else {
-		err := c.seal(chunk)
-		c.l.giveChunk(chunk)
-		if err != nil {
-			c.lost(err)
-			return
-		}
-	}
+	c.queued -= len(c.wire)
 	c.send()
-}
-
-// seal encrypts a chunk into wire.
-func (c *conn) seal(chunk []byte) error {
-	if c.sealed += int64(len(chunk)); c.sealed > sealLimit {
-		return errKeysUsed
-	}
-	// What a read made TLS answer goes first.
-	c.pipe.out = append(c.wire[:0], c.pipe.out...)
-	_, err := c.tls.Write(chunk)
-	c.wire, c.pipe.out = c.pipe.out, nil
-	return err
 }
 
 func (c *conn) send() {
@@ -270,141 +309,10 @@ func (c *conn) sent(i int32, res int32) {
 			c.send()
 			return
 		}
-		if c.tls == nil {
-			c.l.giveChunk(c.wire)
-			c.wire = nil
-		}
-		c.wire, c.wireAt = c.wire[:0], 0
-		if len(c.out) > 0 {
+		c.l.giveChunk(c.wire)
+		c.wire, c.wireAt = nil, 0
+		if len(c.out) > 0 || len(c.small) > 0 {
 			c.markDirty()
 		}
 	}
-}
-
-// start shows what the handshake read too much, and begins to receive.
-func (c *conn) start() {
-	if c.tls != nil {
-		c.decrypt()
-	}
-	c.receive()
-}
-
-// receive asks for more, unless the connection has ended.
-func (c *conn) receive() {
-	if c.ended {
-		return
-	}
-	into := c.cipher
-	if c.tls == nil {
-		if !c.makeRoom(recvLeast) {
-			c.fail(errNotConsumed)
-			return
-		}
-		into = c.plain[c.w:min(c.w+recvMost, len(c.plain))]
-	}
-	c.receiving = true
-	i, s := c.l.slots.take(kindRecv)
-	s.own, s.fd, s.p, s.flag = c, c.fd, into, c.gather()
-	s.addr, s.n = uintptr(unsafe.Pointer(&into[0])), len(into)
-	c.l.submit(i)
-}
-
-// Expect implements aio.Conn.
-func (c *conn) Expect(n int) { c.expect = n }
-
-// gather sets how many bytes make the socket readable, and returns the flag with which the kernel
-// waits for that before it looks at what is there.
-func (c *conn) gather() uint32 {
-	want, flag := 1, uint32(0)
-	if c.expect >= gatherFrom {
-		want, flag = min(c.expect-gatherSlack, gatherMost), recvPollFst
-	}
-	if want != c.lowWater {
-		if unix.SetsockoptInt(int(c.fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, want) != nil {
-			return 0
-		}
-		c.lowWater = want
-	}
-	return flag
-}
-
-// received takes the completion of a receive.
-func (c *conn) received(i int32, res int32) {
-	c.l.slots.release(i)
-	c.receiving = false
-	errno := unix.Errno(-res)
-	switch {
-	case c.ended:
-		c.l.ended = append(c.l.ended, c)
-		return
-	case res == 0:
-		c.lost(errors.New("the other side closed it"))
-		return
-	case res < 0 && errno != unix.EINTR && errno != unix.EAGAIN:
-		c.lost(errno)
-		return
-	case res < 0:
-	case c.tls != nil:
-		c.pipe.in = c.cipher[:res]
-		c.decrypt()
-	default:
-		c.w += int(res)
-		c.show()
-	}
-	c.receive()
-}
-
-// decrypt takes what has come through TLS into plain, and shows it.
-func (c *conn) decrypt() {
-	for !c.ended {
-		if !c.makeRoom(1) {
-			c.fail(errNotConsumed)
-			return
-		}
-		n, err := c.tls.Read(c.plain[c.w:])
-		c.w += n
-		if err == errDrained {
-			break
-		}
-		if err != nil {
-			c.lost(err)
-			return
-		}
-		if c.w == len(c.plain) {
-			c.show()
-		}
-	}
-	c.show()
-}
-
-// show lets the handler consume.
-func (c *conn) show() {
-	if c.ended || c.r == c.w {
-		return
-	}
-	c.expect = 0
-	n := c.h.Data(c, c.plain[c.r:c.w])
-	if n < 0 || n > c.w-c.r {
-		panic(fmt.Sprintf("ring: a handler consumed %d of %d bytes", n, c.w-c.r))
-	}
-	c.r += n
-	if c.w-c.r <= moveAlways {
-		c.compact()
-	}
-}
-
-func (c *conn) compact() {
-	if c.r > 0 {
-		c.w = copy(c.plain, c.plain[c.r:c.w])
-		c.r = 0
-	}
-}
-
-// makeRoom moves what wasn't consumed to the front if less than n bytes are free
-// behind it. It reports whether any room is there.
-func (c *conn) makeRoom(n int) bool {
-	if len(c.plain)-c.w < n {
-		c.compact()
-	}
-	return c.w < len(c.plain)
 }

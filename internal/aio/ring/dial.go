@@ -64,7 +64,7 @@ func (l *Loop) dialled(s *session, err error, h aio.ConnHandler) {
 	}
 	c.h = h
 	h.Opened(c)
-	c.start()
+	c.receive()
 }
 
 // accepted offers a connection to the loop's user.
@@ -84,7 +84,7 @@ func (l *Loop) accepted(s *session) {
 		c.Close()
 		return
 	}
-	c.start()
+	c.receive()
 }
 
 // dial connects, shakes hands and asks for the shard.
@@ -95,7 +95,7 @@ func (l *Loop) dial(ctx context.Context, node, addr string, shard int) (*session
 		return nil, err
 	}
 	name, want := l.cfg.Node, node
-	s, err := shake(ctx, sock, func(m *memory) (*tls.Conn, string, error) {
+	s, err := shake(ctx, sock, true, func(m net.Conn) (*tls.Conn, string, error) {
 		if l.cfg.TLS == nil {
 			return nil, want, nil
 		}
@@ -135,8 +135,6 @@ func hardened(cfg *tls.Config, node string) *tls.Config {
 	// No tickets: nothing but data may come after the handshake.
 	cfg.SessionTicketsDisabled = true
 	cfg.ClientSessionCache = nil
-	// Records of 16 KiB from the start.
-	cfg.DynamicRecordSizingDisabled = true
 	if cfg.ServerName == "" {
 		cfg.ServerName = node
 	}
@@ -145,13 +143,12 @@ func hardened(cfg *tls.Config, node string) *tls.Config {
 
 // shake runs a handshake and then the exchange of preambles on sock, and takes the
 // descriptor from it. It ends when ctx does, and owns sock.
-func shake(ctx context.Context, sock net.Conn, secure func(*memory) (*tls.Conn, string, error),
+func shake(ctx context.Context, sock net.Conn, dialler bool, secure func(net.Conn) (*tls.Conn, string, error),
 	greet func(io.ReadWriter) (string, error)) (*session, error) {
 	defer sock.Close()
 	stop := context.AfterFunc(ctx, func() { sock.Close() })
 	defer stop()
-	m := &memory{Conn: sock}
-	t, peer, err := secure(m)
+	t, peer, err := secure(&handshake{Conn: sock})
 	if err != nil {
 		return nil, err
 	}
@@ -166,6 +163,13 @@ func shake(ctx context.Context, sock net.Conn, secure func(*memory) (*tls.Conn, 
 	if t == nil && peer == "" {
 		peer = claimed
 	}
+	var seal *sealer
+	var open *opener
+	if t != nil {
+		if seal, open, err = newKeyrings(t, dialler); err != nil {
+			return nil, err
+		}
+	}
 	if !stop() {
 		return nil, ctx.Err()
 	}
@@ -173,8 +177,7 @@ func shake(ctx context.Context, sock net.Conn, secure func(*memory) (*tls.Conn, 
 	if err != nil {
 		return nil, err
 	}
-	m.detach()
-	return &session{fd: fd, peer: peer, tls: t, pipe: m}, nil
+	return &session{fd: fd, peer: peer, seal: seal, open: open}, nil
 }
 
 // detachFD duplicates the connection's descriptor, in blocking mode.

@@ -35,6 +35,28 @@ type Listener struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	slots  chan struct{}
+
+	refused struct {
+		sync.Mutex
+		said    time.Time
+		skipped int // since then
+	}
+}
+
+// noteRefusal logs connections that were refused, at most one a second: whoever can reach the port can be refused as often
+// as they like, and must not fill a disk by it.
+func (n *Listener) noteRefusal(from net.Addr, err error) {
+	now := time.Now()
+	n.refused.Lock()
+	if now.Sub(n.refused.said) < time.Second {
+		n.refused.skipped++
+		n.refused.Unlock()
+		return
+	}
+	others := n.refused.skipped
+	n.refused.said, n.refused.skipped = now, 0
+	n.refused.Unlock()
+	n.cfg.Log.Warn("refused a connection", "node", n.cfg.Node, "from", from.String(), "others", others, "error", err)
 }
 
 // Listen starts to accept connections.
@@ -108,7 +130,7 @@ func (n *Listener) welcome(sock net.Conn) {
 	ctx, cancel := context.WithTimeout(n.ctx, n.cfg.DialTimeout)
 	defer cancel()
 	var shard int
-	s, err := shake(ctx, sock, func(m *memory) (*tls.Conn, string, error) {
+	s, err := shake(ctx, sock, false, func(m net.Conn) (*tls.Conn, string, error) {
 		if n.cfg.TLS == nil {
 			return nil, "", nil
 		}
@@ -127,7 +149,7 @@ func (n *Listener) welcome(sock net.Conn) {
 	})
 	if err != nil {
 		if n.ctx.Err() == nil {
-			n.cfg.Log.Warn("refused a connection", "node", n.cfg.Node, "from", sock.RemoteAddr().String(), "error", err)
+			n.noteRefusal(sock.RemoteAddr(), err)
 		}
 		return
 	}

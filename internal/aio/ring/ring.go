@@ -41,7 +41,7 @@
 //	10 6  zero
 //
 // Dialling, accepting and the handshake happen on ordinary goroutines. Then the socket
-// belongs to the loop, and the same tls.Conn goes on over memory.
+// belongs to the loop, and the connection goes on in records (see record.go).
 package ring
 
 import (
@@ -143,16 +143,17 @@ type Loop struct {
 	timers   timerHeap
 	timerSeq uint64
 
-	accept   func(aio.Conn) aio.ConnHandler
-	fds      map[*descriptor]struct{}
-	conns    map[*conn]struct{}
-	dirty    []*conn  // with output to send
-	ended    []*conn  // to be finished at the end of the turn
-	regions  [][]byte // free receive memory
-	chunks   [][]byte // free output memory
-	spin     spinner
-	stopping bool // Run is to return
-	closing  bool // operations that are started now are never called back
+	accept    func(aio.Conn) aio.ConnHandler
+	fds       map[*descriptor]struct{}
+	conns     map[*conn]struct{}
+	dirty     []*conn  // with output to send
+	ended     []*conn  // to be finished at the end of the turn
+	regions   [][]byte // free receive memory
+	chunks    [][]byte // free output memory
+	spin      spinner
+	completed bool // the last turn saw something complete
+	stopping  bool // Run is to return
+	closing   bool // operations that are started now are never called back
 
 	// mu guards what other goroutines post, and whether the loop still takes it.
 	mu     sync.Mutex
@@ -171,6 +172,9 @@ type Loop struct {
 }
 
 var _ aio.Loop = (*Loop)(nil)
+
+// rawMost is the longest wait that Go's scheduler isn't told of.
+const rawMost = time.Millisecond
 
 // The lifecycle of a Loop.
 const (
@@ -299,6 +303,7 @@ func (l *Loop) turn() error {
 	}
 	// Here, as what the callbacks arm counts from after the sleep.
 	l.now = time.Since(l.epoch)
+	l.completed = l.u.ready() > 0
 	for n := l.u.ready(); n > 0; n-- {
 		c, ok := l.u.pop()
 		if !ok {
@@ -324,6 +329,10 @@ func (l *Loop) enter() error {
 	}
 	if done, err := l.trySpin(ns); done || err != nil {
 		return err
+	}
+	// While operations complete one after the other the next one likely isn't far.
+	if l.completed && (ns < 0 || ns > int64(rawMost)) {
+		ns = int64(rawMost)
 	}
 	l.asleep.Store(true)
 	if l.nPost.Load() > 0 {

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"fmt"
 	"math/bits"
 	"unsafe"
@@ -83,17 +84,20 @@ func aligned(n int) []byte {
 	return raw[off : off+n : off+n]
 }
 
+// poisoned is a page of what nobody wants to read.
+var poisoned = bytes.Repeat([]byte{poison}, pageSize)
+
 // spoil fills memory with what nobody wants to read; large memory only here and there.
 func spoil(p []byte) {
 	const span = 64 << 10
-	for i := 0; i < len(p); i += span {
-		end := len(p)
-		if len(p) > span {
-			end = min(i+pageSize, len(p))
+	if len(p) > span {
+		for i := 0; i < len(p); i += span {
+			copy(p[i:], poisoned)
 		}
-		for j := i; j < end; j++ {
-			p[j] = poison
-		}
+		return
+	}
+	for len(p) > 0 {
+		p = p[copy(p, poisoned):]
 	}
 }
 

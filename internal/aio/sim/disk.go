@@ -130,6 +130,55 @@ func peek(t *table, size int64, p []byte, off int64) int {
 	return max(n, 0)
 }
 
+// Page returns the page of a file that holds off, as it is seen or, if durable is set, as it would be after a power loss. It is
+// not to be changed, and valid until the next event; a hole is a page of zeros. For checks.
+func (d *Disk) Page(name string, off int64, durable bool) []byte {
+	if f := d.find(name); f != nil && !f.dir {
+		t := &f.cur
+		if durable {
+			t = &f.safe
+		}
+		if p := t.get(off / pageSize); p != nil {
+			return p.b[:]
+		}
+	}
+	return zeros.b[:]
+}
+
+// Watch has fn called whenever pages from … to-1 of a file have changed, but for a power loss or a flipped bit; and with
+// nil no more. For checks: fn must not touch the world.
+func (d *Disk) Watch(name string, fn func(from, to int64)) {
+	if f := d.find(name); f != nil {
+		f.watch = fn
+	}
+}
+
+// Answered counts the operations on a file that were answered: a mark for Synced.
+func (d *Disk) Answered(name string) uint64 {
+	if f := d.find(name); f != nil {
+		return f.answers
+	}
+	return 0
+}
+
+// Synced reports whether everything that was answered when the mark was taken is durable.
+func (d *Disk) Synced(name string, mark uint64) bool {
+	if f := d.find(name); f != nil {
+		for _, c := range f.pending {
+			if c.done != 0 && c.done <= mark {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// Busy reports whether operations on a file are in flight.
+func (d *Disk) Busy(name string) bool {
+	f := d.find(name)
+	return f != nil && len(f.flying) > 0
+}
+
 // slowest is the most that an operation of a slow disk takes, unless the disk is stuck.
 const slowest = 10 * time.Second
 

@@ -209,6 +209,7 @@ func (io *ioOp) effectOfDead() {
 		c.pages = c.pages[:keep]
 		c.n = int64(keep) * pageSize
 	}
+	w.stats.LateIO++
 	w.Tracef("%s: late %v of a dead process at %d, %d bytes", io.ino.name, io.kind, c.off, c.n)
 	io.ino.happen(c)
 	c.done = io.ino.answered()
@@ -234,6 +235,11 @@ func (io *ioOp) answer() {
 	w := io.l.w
 	w.mix(uint64(io.res))
 	if io.err != nil {
+		if io.err == syscall.EIO {
+			w.stats.IOErrors++
+		} else if io.err == syscall.ENOSPC {
+			w.stats.NoSpace++
+		}
 		w.mix(uint64(io.err.(syscall.Errno)))
 	}
 	if w.cfg.Trace != nil {

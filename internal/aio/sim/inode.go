@@ -134,6 +134,8 @@ type inode struct {
 	bad            map[int64]bool
 	allocated      int64 // pages in cur
 	removed        bool  // no name any more; its space was counted back
+	// watch is told which pages, from … to-1, a change has made visible.
+	watch func(from, to int64)
 }
 
 // apply does a change to a table (cur or safe) and returns the file's new size.
@@ -206,6 +208,10 @@ func (f *inode) happen(c *change) {
 		}
 	}
 	f.pending = append(f.pending, c)
+	if f.watch != nil {
+		from, to := c.span()
+		f.watch(from, min(to, (max(f.size, c.oldSize)+pageSize-1)/pageSize))
+	}
 	if len(f.pending) > 2048 {
 		// A disk writes back by itself.
 		f.persist(func(i int, _ *change) bool { return i < 1024 })
@@ -256,6 +262,7 @@ func (f *inode) powerLoss() {
 	type span struct{ from, to int64 }
 	var touched []span
 	lost := f.pending
+	w.stats.Unsynced += len(lost)
 	for _, io := range f.flying {
 		if c := io.takeChange(); c != nil {
 			lost = append(lost, c)
@@ -267,9 +274,11 @@ func (f *inode) powerLoss() {
 		touched = append(touched, span{from, min(to, max(f.cur.pages(), f.safe.pages()))})
 		switch r := w.rng.IntN(10); {
 		case r < 4:
+			w.stats.Kept++
 			f.safeSize = f.apply(&f.safe, f.safeSize, c)
 		case r < 7 && c.kind == chWrite:
 			f.tear(c)
+			w.stats.Torn++
 			f.safeSize = f.apply(&f.safe, f.safeSize, c)
 		}
 		f.release(c)

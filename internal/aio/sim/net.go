@@ -32,7 +32,9 @@ type conn struct {
 	epoch   int           // counts stalls
 	ended   bool          // nothing goes out any more; the peer is told behind wire
 
-	in []byte // received, not consumed
+	in     []byte // received, not consumed
+	fill   []byte // where what comes next goes
+	filled int
 }
 
 var _ aio.Conn = (*conn)(nil)
@@ -168,8 +170,8 @@ func (l *Loop) connect(to *Loop, h aio.ConnHandler, fail func(time.Duration, str
 // Peer implements aio.Conn.
 func (c *conn) Peer() string { return c.peer.l.node.name }
 
-// Expect implements aio.Conn: the simulation shows bytes as they come.
-func (c *conn) Expect(int) {}
+// Fill implements aio.Conn.
+func (c *conn) Fill(p []byte) { c.fill, c.filled = p, 0 }
 
 // Queued implements aio.Conn.
 func (c *conn) Queued() int { return len(c.out) + max(len(c.wire)-sendBuffer, 0) }
@@ -227,6 +229,7 @@ func (c *conn) deliver() {
 	n := c.due
 	if n > 1 && w.rng.IntN(4) == 0 {
 		n = 1 + w.rng.IntN(n)
+		w.stats.Split++
 	}
 	if n > 0 && !to.closed {
 		to.in = append(to.in, c.wire[:n]...)
@@ -257,17 +260,37 @@ func (c *conn) show() {
 	if !c.opened {
 		panic("sim: data before the connection opened")
 	}
-	used := 0
-	c.l.call(onLoop, func() { used = c.h.Data(c, c.in) })
-	if used < 0 || used > len(c.in) {
-		panic(fmt.Sprintf("sim: handler consumed %d of %d bytes", used, len(c.in)))
+	left := 0
+	for !c.closed && !c.l.dead {
+		if c.fill != nil {
+			n := copy(c.fill[c.filled:], c.in)
+			c.consume(n)
+			if c.filled += n; c.filled < len(c.fill) {
+				break
+			}
+			c.fill, c.filled = nil, 0
+		}
+		used := 0
+		c.l.call(onLoop, func() { used = c.h.Data(c, c.in) })
+		if used < 0 || used > len(c.in) {
+			panic(fmt.Sprintf("sim: handler consumed %d of %d bytes", used, len(c.in)))
+		}
+		left = c.consume(used)
+		if c.fill == nil {
+			break
+		}
 	}
-	left := copy(c.in, c.in[used:])
-	spoil(c.in[left:])
-	c.in = c.in[:left]
 	if left > maxUnconsumed {
 		panic(fmt.Sprintf("sim: handler leaves %d bytes unconsumed", left))
 	}
+}
+
+// consume takes n bytes from what was received, and returns how many are left.
+func (c *conn) consume(n int) int {
+	left := copy(c.in, c.in[n:])
+	spoil(c.in[left:])
+	c.in = c.in[:left]
+	return left
 }
 
 // stall waits for the way to become free again, but not for ever.
@@ -276,11 +299,13 @@ func (c *conn) stall() {
 		return
 	}
 	c.stalled = true
+	c.l.w.stats.Stalls++
 	c.epoch++
 	epoch := c.epoch
 	w := c.l.w
 	w.schedule(w.cfg.ConnTimeout, nil, "connection timeout", func() {
 		if c.stalled && c.epoch == epoch {
+			w.stats.Timeouts++
 			c.lose()
 			c.peer.lose()
 		}
@@ -297,6 +322,7 @@ func (c *conn) abort() {
 		s.wire = s.wire[:w.rng.IntN(len(s.wire)+1)]
 		s.due = len(s.wire)
 		s.out = nil
+		w.stats.Resets++
 		s.end()
 	}
 }
@@ -371,11 +397,15 @@ func (w *World) netKilled(l *Loop, machineLives bool) {
 		}
 		c.closed, c.told, c.out = true, true, nil
 		if machineLives {
+			w.stats.Resets++
 			c.wire = c.wire[:w.rng.IntN(len(c.wire)+1)]
 			c.due = len(c.wire)
 			c.end()
 		} else {
 			c.wire, c.due = nil, 0
+			if !c.peer.told {
+				w.stats.HalfOpen++
+			}
 		}
 	}
 	w.forgetConns()

@@ -4,10 +4,15 @@
 // and everything that can go wrong does, in an order that the seed decides and that can
 // be repeated.
 //
-// A World holds a heap of events; Step runs the next one. Whatever a node does is
+// A World holds a heap of events; Step runs the next one, and counts it. Whatever a node does is
 // an event: a callback of a file operation, of a timer, of a connection. Between two
 // events the test may look at everything, crash a process, take a machine's power, cut
 // the network.
+//
+// The network is made of streams, as TCP is: what a stream loses, reorders or doubles inside, it repairs before
+// anybody sees it. What does show is here: delay, delivery in parts, a way that is cut in one direction or both, a stalled
+// connection that goes on or times out, a reset with any suffix lost, a half-open connection whose other side lost its
+// power, and on a new connection the same requests once more, before or after the old connection's late effects.
 //
 // Invariants: the order of events depends on the seed and on what the test and the
 // engine do, never on real time, addresses or map order; the same seed gives the same
@@ -64,6 +69,7 @@ type World struct {
 	pages []*page         // free
 	hash  uint64
 	steps int
+	stats Stats
 	ctx   context // what kind of call is running
 }
 
@@ -122,6 +128,21 @@ func (w *World) Rand() *rand.Rand { return w.rng }
 // Steps is the number of events that have happened.
 func (w *World) Steps() int { return w.steps }
 
+// Stats counts what faults have come to, besides what the test did on purpose.
+type Stats struct {
+	Unsynced, Kept, Torn int // changes not durable at a power loss; of those, kept whole, and torn
+	LateIO               int // disk operations of a dead process that took effect
+	Resets               int // connections that broke with bytes under way, or with the process at an end
+	Stalls, Timeouts     int // connections that hung because the way was cut or the machine off; that broke of it
+	HalfOpen             int // connections of which one side had no power, and the other wasn't told
+	Split                int // deliveries of which only a part came at once
+	IOErrors             int // disk operations that failed with EIO
+	NoSpace              int // disk operations that failed with ENOSPC
+}
+
+// Stats returns what was counted so far.
+func (w *World) Stats() Stats { return w.stats }
+
 // TraceHash is a hash of everything that has happened.
 func (w *World) TraceHash() uint64 { return w.hash }
 
@@ -138,6 +159,9 @@ func (w *World) Tracef(format string, args ...any) {
 
 // SetNet changes how long a message is on its way.
 func (w *World) SetNet(l Latency) { w.cfg.Net = l }
+
+// SetDisk changes how long an operation of a disk takes.
+func (w *World) SetDisk(l Latency) { w.cfg.Disk = l }
 
 // Tracing reports whether somebody reads the trace.
 func (w *World) Tracing() bool { return w.cfg.Trace != nil }

@@ -346,9 +346,11 @@ type Volume struct {
 	Frontend     string                 `protobuf:"bytes,13,opt,name=frontend,proto3" json:"frontend,omitempty"`
 	Device       string                 `protobuf:"bytes,14,opt,name=device,proto3" json:"device,omitempty"`
 	// Health is Healthy, Degraded, Unavailable or Deleting; Condition says why, in words.
-	Health        string    `protobuf:"bytes,15,opt,name=health,proto3" json:"health,omitempty"`
-	Condition     string    `protobuf:"bytes,16,opt,name=condition,proto3" json:"condition,omitempty"`
-	Columns       []*Column `protobuf:"bytes,17,rep,name=columns,proto3" json:"columns,omitempty"`
+	Health        string          `protobuf:"bytes,15,opt,name=health,proto3" json:"health,omitempty"`
+	Condition     string          `protobuf:"bytes,16,opt,name=condition,proto3" json:"condition,omitempty"`
+	Columns       []*Column       `protobuf:"bytes,17,rep,name=columns,proto3" json:"columns,omitempty"`
+	Scrub         *Scrub          `protobuf:"bytes,18,opt,name=scrub,proto3" json:"scrub,omitempty"`
+	Topology      []*TopologyTerm `protobuf:"bytes,19,rep,name=topology,proto3" json:"topology,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -502,6 +504,65 @@ func (x *Volume) GetColumns() []*Column {
 	return nil
 }
 
+func (x *Volume) GetScrub() *Scrub {
+	if x != nil {
+		return x.Scrub
+	}
+	return nil
+}
+
+func (x *Volume) GetTopology() []*TopologyTerm {
+	if x != nil {
+		return x.Topology
+	}
+	return nil
+}
+
+// TopologyTerm is met by a node that has all of these: labels, or topology.keelson.io/node and topology.keelson.io/zone.
+type TopologyTerm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Segments      map[string]string      `protobuf:"bytes,1,rep,name=segments,proto3" json:"segments,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopologyTerm) Reset() {
+	*x = TopologyTerm{}
+	mi := &file_keelson_v1_nouns_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopologyTerm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopologyTerm) ProtoMessage() {}
+
+func (x *TopologyTerm) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_v1_nouns_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopologyTerm.ProtoReflect.Descriptor instead.
+func (*TopologyTerm) Descriptor() ([]byte, []int) {
+	return file_keelson_v1_nouns_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *TopologyTerm) GetSegments() map[string]string {
+	if x != nil {
+		return x.Segments
+	}
+	return nil
+}
+
 // Column is one replica set of a volume.
 type Column struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -512,7 +573,7 @@ type Column struct {
 
 func (x *Column) Reset() {
 	*x = Column{}
-	mi := &file_keelson_v1_nouns_proto_msgTypes[3]
+	mi := &file_keelson_v1_nouns_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -524,7 +585,7 @@ func (x *Column) String() string {
 func (*Column) ProtoMessage() {}
 
 func (x *Column) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_v1_nouns_proto_msgTypes[3]
+	mi := &file_keelson_v1_nouns_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -537,7 +598,7 @@ func (x *Column) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Column.ProtoReflect.Descriptor instead.
 func (*Column) Descriptor() ([]byte, []int) {
-	return file_keelson_v1_nouns_proto_rawDescGZIP(), []int{3}
+	return file_keelson_v1_nouns_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Column) GetMembers() []*Member {
@@ -568,7 +629,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_keelson_v1_nouns_proto_msgTypes[4]
+	mi := &file_keelson_v1_nouns_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -580,7 +641,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_v1_nouns_proto_msgTypes[4]
+	mi := &file_keelson_v1_nouns_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -593,7 +654,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_keelson_v1_nouns_proto_rawDescGZIP(), []int{4}
+	return file_keelson_v1_nouns_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Member) GetReplica() string {
@@ -686,7 +747,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_keelson_v1_nouns_proto_msgTypes[5]
+	mi := &file_keelson_v1_nouns_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +759,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_v1_nouns_proto_msgTypes[5]
+	mi := &file_keelson_v1_nouns_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +772,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_keelson_v1_nouns_proto_rawDescGZIP(), []int{5}
+	return file_keelson_v1_nouns_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Token) GetId() string {
@@ -748,13 +809,18 @@ type Settings struct {
 	RebuildAfter     *durationpb.Duration   `protobuf:"bytes,1,opt,name=rebuild_after,json=rebuildAfter,proto3" json:"rebuild_after,omitempty"`
 	RebuildBandwidth int64                  `protobuf:"varint,2,opt,name=rebuild_bandwidth,json=rebuildBandwidth,proto3" json:"rebuild_bandwidth,omitempty"`
 	Overcommit       float64                `protobuf:"fixed64,3,opt,name=overcommit,proto3" json:"overcommit,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// 0: volumes aren't scrubbed by themselves.
+	ScrubInterval  *durationpb.Duration `protobuf:"bytes,4,opt,name=scrub_interval,json=scrubInterval,proto3" json:"scrub_interval,omitempty"`
+	ScrubBandwidth int64                `protobuf:"varint,5,opt,name=scrub_bandwidth,json=scrubBandwidth,proto3" json:"scrub_bandwidth,omitempty"`
+	// How long a replica may leave a request unanswered before it is taken out of the in-sync set.
+	AnswerLimit   *durationpb.Duration `protobuf:"bytes,6,opt,name=answer_limit,json=answerLimit,proto3" json:"answer_limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_keelson_v1_nouns_proto_msgTypes[6]
+	mi := &file_keelson_v1_nouns_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -766,7 +832,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_v1_nouns_proto_msgTypes[6]
+	mi := &file_keelson_v1_nouns_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -779,7 +845,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_keelson_v1_nouns_proto_rawDescGZIP(), []int{6}
+	return file_keelson_v1_nouns_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Settings) GetRebuildAfter() *durationpb.Duration {
@@ -803,12 +869,33 @@ func (x *Settings) GetOvercommit() float64 {
 	return 0
 }
 
+func (x *Settings) GetScrubInterval() *durationpb.Duration {
+	if x != nil {
+		return x.ScrubInterval
+	}
+	return nil
+}
+
+func (x *Settings) GetScrubBandwidth() int64 {
+	if x != nil {
+		return x.ScrubBandwidth
+	}
+	return 0
+}
+
+func (x *Settings) GetAnswerLimit() *durationpb.Duration {
+	if x != nil {
+		return x.AnswerLimit
+	}
+	return nil
+}
+
 var File_keelson_v1_nouns_proto protoreflect.FileDescriptor
 
 const file_keelson_v1_nouns_proto_rawDesc = "" +
 	"\n" +
 	"\x16keelson/v1/nouns.proto\x12\n" +
-	"keelson.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcb\x03\n" +
+	"keelson.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16keelson/v1/scrub.proto\"\xcb\x03\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
@@ -847,7 +934,7 @@ const file_keelson_v1_nouns_proto_rawDesc = "" +
 	"\aproblem\x18\x0e \x01(\tR\aproblem\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd4\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb3\x05\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -867,8 +954,15 @@ const file_keelson_v1_nouns_proto_rawDesc = "" +
 	"\x06device\x18\x0e \x01(\tR\x06device\x12\x16\n" +
 	"\x06health\x18\x0f \x01(\tR\x06health\x12\x1c\n" +
 	"\tcondition\x18\x10 \x01(\tR\tcondition\x12,\n" +
-	"\acolumns\x18\x11 \x03(\v2\x12.keelson.v1.ColumnR\acolumns\x1a?\n" +
+	"\acolumns\x18\x11 \x03(\v2\x12.keelson.v1.ColumnR\acolumns\x12'\n" +
+	"\x05scrub\x18\x12 \x01(\v2\x11.keelson.v1.ScrubR\x05scrub\x124\n" +
+	"\btopology\x18\x13 \x03(\v2\x18.keelson.v1.TopologyTermR\btopology\x1a?\n" +
 	"\x11NodeSelectorEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8f\x01\n" +
+	"\fTopologyTerm\x12B\n" +
+	"\bsegments\x18\x01 \x03(\v2&.keelson.v1.TopologyTerm.SegmentsEntryR\bsegments\x1a;\n" +
+	"\rSegmentsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"6\n" +
 	"\x06Column\x12,\n" +
@@ -891,13 +985,16 @@ const file_keelson_v1_nouns_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05roles\x18\x02 \x03(\tR\x05roles\x124\n" +
 	"\acreated\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
-	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\x97\x01\n" +
+	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xc0\x02\n" +
 	"\bSettings\x12>\n" +
 	"\rrebuild_after\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\frebuildAfter\x12+\n" +
 	"\x11rebuild_bandwidth\x18\x02 \x01(\x03R\x10rebuildBandwidth\x12\x1e\n" +
 	"\n" +
 	"overcommit\x18\x03 \x01(\x01R\n" +
-	"overcommitB5Z3keelson.io/keelson/internal/api/keelsonv1;keelsonv1b\x06proto3"
+	"overcommit\x12@\n" +
+	"\x0escrub_interval\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rscrubInterval\x12'\n" +
+	"\x0fscrub_bandwidth\x18\x05 \x01(\x03R\x0escrubBandwidth\x12<\n" +
+	"\fanswer_limit\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\vanswerLimitB5Z3keelson.io/keelson/internal/api/keelsonv1;keelsonv1b\x06proto3"
 
 var (
 	file_keelson_v1_nouns_proto_rawDescOnce sync.Once
@@ -911,39 +1008,47 @@ func file_keelson_v1_nouns_proto_rawDescGZIP() []byte {
 	return file_keelson_v1_nouns_proto_rawDescData
 }
 
-var file_keelson_v1_nouns_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_keelson_v1_nouns_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_keelson_v1_nouns_proto_goTypes = []any{
 	(*Node)(nil),                  // 0: keelson.v1.Node
 	(*Pool)(nil),                  // 1: keelson.v1.Pool
 	(*Volume)(nil),                // 2: keelson.v1.Volume
-	(*Column)(nil),                // 3: keelson.v1.Column
-	(*Member)(nil),                // 4: keelson.v1.Member
-	(*Token)(nil),                 // 5: keelson.v1.Token
-	(*Settings)(nil),              // 6: keelson.v1.Settings
-	nil,                           // 7: keelson.v1.Node.LabelsEntry
-	nil,                           // 8: keelson.v1.Pool.LabelsEntry
-	nil,                           // 9: keelson.v1.Volume.NodeSelectorEntry
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
+	(*TopologyTerm)(nil),          // 3: keelson.v1.TopologyTerm
+	(*Column)(nil),                // 4: keelson.v1.Column
+	(*Member)(nil),                // 5: keelson.v1.Member
+	(*Token)(nil),                 // 6: keelson.v1.Token
+	(*Settings)(nil),              // 7: keelson.v1.Settings
+	nil,                           // 8: keelson.v1.Node.LabelsEntry
+	nil,                           // 9: keelson.v1.Pool.LabelsEntry
+	nil,                           // 10: keelson.v1.Volume.NodeSelectorEntry
+	nil,                           // 11: keelson.v1.TopologyTerm.SegmentsEntry
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*Scrub)(nil),                 // 13: keelson.v1.Scrub
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
 }
 var file_keelson_v1_nouns_proto_depIdxs = []int32{
-	7,  // 0: keelson.v1.Node.labels:type_name -> keelson.v1.Node.LabelsEntry
-	10, // 1: keelson.v1.Node.joined:type_name -> google.protobuf.Timestamp
-	8,  // 2: keelson.v1.Pool.labels:type_name -> keelson.v1.Pool.LabelsEntry
-	10, // 3: keelson.v1.Pool.created:type_name -> google.protobuf.Timestamp
-	9,  // 4: keelson.v1.Volume.node_selector:type_name -> keelson.v1.Volume.NodeSelectorEntry
-	10, // 5: keelson.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	3,  // 6: keelson.v1.Volume.columns:type_name -> keelson.v1.Column
-	4,  // 7: keelson.v1.Column.members:type_name -> keelson.v1.Member
-	10, // 8: keelson.v1.Member.since:type_name -> google.protobuf.Timestamp
-	10, // 9: keelson.v1.Token.created:type_name -> google.protobuf.Timestamp
-	10, // 10: keelson.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	11, // 11: keelson.v1.Settings.rebuild_after:type_name -> google.protobuf.Duration
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	8,  // 0: keelson.v1.Node.labels:type_name -> keelson.v1.Node.LabelsEntry
+	12, // 1: keelson.v1.Node.joined:type_name -> google.protobuf.Timestamp
+	9,  // 2: keelson.v1.Pool.labels:type_name -> keelson.v1.Pool.LabelsEntry
+	12, // 3: keelson.v1.Pool.created:type_name -> google.protobuf.Timestamp
+	10, // 4: keelson.v1.Volume.node_selector:type_name -> keelson.v1.Volume.NodeSelectorEntry
+	12, // 5: keelson.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	4,  // 6: keelson.v1.Volume.columns:type_name -> keelson.v1.Column
+	13, // 7: keelson.v1.Volume.scrub:type_name -> keelson.v1.Scrub
+	3,  // 8: keelson.v1.Volume.topology:type_name -> keelson.v1.TopologyTerm
+	11, // 9: keelson.v1.TopologyTerm.segments:type_name -> keelson.v1.TopologyTerm.SegmentsEntry
+	5,  // 10: keelson.v1.Column.members:type_name -> keelson.v1.Member
+	12, // 11: keelson.v1.Member.since:type_name -> google.protobuf.Timestamp
+	12, // 12: keelson.v1.Token.created:type_name -> google.protobuf.Timestamp
+	12, // 13: keelson.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	14, // 14: keelson.v1.Settings.rebuild_after:type_name -> google.protobuf.Duration
+	14, // 15: keelson.v1.Settings.scrub_interval:type_name -> google.protobuf.Duration
+	14, // 16: keelson.v1.Settings.answer_limit:type_name -> google.protobuf.Duration
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_keelson_v1_nouns_proto_init() }
@@ -951,13 +1056,14 @@ func file_keelson_v1_nouns_proto_init() {
 	if File_keelson_v1_nouns_proto != nil {
 		return
 	}
+	file_keelson_v1_scrub_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keelson_v1_nouns_proto_rawDesc), len(file_keelson_v1_nouns_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -12,7 +12,8 @@
 // file system that it serves, so everything that goes through the kernel to it
 // (mounting, attaching, detaching) runs on the caller's goroutine.
 //
-// The package owns no goroutine.
+// The package owns no goroutine. The loop device is attached by a process of its own, which is this program again: see
+// attachLoop.
 package fuseloop
 
 import (
@@ -93,7 +94,18 @@ func (s *Server) Open(ctx context.Context) (err error) {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	s.dev, err = attachLoop(ctx, s.cfg.Name, filepath.Join(s.dir, fileName))
+	return s.attach(ctx)
+}
+
+// attach makes the loop device.
+//
+// The kernel flushes the file meanwhile, and holds the device that it makes, which is the next free one for
+// everybody on this machine, until it is answered. The volume may have to wait long for a replica. So a flush at
+// that time is answered at once: nothing was written yet that it could stand for.
+func (s *Server) attach(ctx context.Context) (err error) {
+	s.onLoop(func() { s.session.attaching = true })
+	s.dev, err = attachLoop(ctx, s.cfg.Name, s.File())
+	s.onLoop(func() { s.session.attaching = false })
 	return err
 }
 

@@ -119,7 +119,7 @@ func Resume(ctx context.Context, cfg Config, st []byte, fd int) (*Server, error)
 		return nil, fmt.Errorf("volume %q: take over the FUSE session: %w", cfg.Name, err)
 	}
 	if !s.dev.attached() {
-		if s.dev, err = attachLoop(ctx, cfg.Name, s.File()); err != nil {
+		if err = s.attach(ctx); err != nil {
 			s.endLocked()
 			return nil, fmt.Errorf("volume %q: %w", cfg.Name, err)
 		}

@@ -1,7 +1,6 @@
 package fuseloop
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -12,14 +11,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"keelson.io/keelson/internal/block"
 	"keelson.io/keelson/internal/frontend"
 )
 
 const (
-	// attachTries bounds how often another process may take the free loop device that
-	// we were about to use.
-	attachTries = 100
 	// detachTime is how long a loop device may take to end after nobody should use it.
 	detachTime = 2 * time.Second
 	// settleTime is how long a detach waits for programs that look into the device, as
@@ -53,54 +48,6 @@ func backing(n int) string {
 
 // attached reports whether the device is still ours.
 func (d loopDevice) attached() bool { return d.Backing != "" && backing(d.Number) == d.Backing }
-
-// attachLoop makes a loop device of the file. It reads through the file: the session
-// must be serving.
-func attachLoop(ctx context.Context, volume, file string) (loopDevice, error) {
-	f, err := unix.Open(file, unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return loopDevice{}, fmt.Errorf("open %s: %w", file, err)
-	}
-	defer unix.Close(f)
-	control, err := unix.Open("/dev/loop-control", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return loopDevice{}, fmt.Errorf("open /dev/loop-control: %w (is the loop module loaded?)", err)
-	}
-	defer unix.Close(control)
-
-	config := unix.LoopConfig{Fd: uint32(f), Size: block.Size}
-	config.Info.Flags = unix.LO_FLAGS_DIRECT_IO
-	copy(config.Info.File_name[:len(config.Info.File_name)-1], "keelson:"+volume)
-	for range attachTries {
-		if err := ctx.Err(); err != nil {
-			return loopDevice{}, err
-		}
-		n, err := unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			return loopDevice{}, fmt.Errorf("find a free loop device: %w", err)
-		}
-		d := loopDevice{Number: n}
-		err = d.configure(&config)
-		if errors.Is(err, unix.EBUSY) {
-			continue // somebody else was faster
-		}
-		if err != nil {
-			return loopDevice{}, fmt.Errorf("configure %s: %w", d.path(), err)
-		}
-		d.Backing = backing(n)
-		return d, nil
-	}
-	return loopDevice{}, fmt.Errorf("find a free loop device: %d times in a row somebody else took it", attachTries)
-}
-
-func (d loopDevice) configure(config *unix.LoopConfig) error {
-	fd, err := unix.Open(d.path(), unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	return unix.IoctlLoopConfigure(fd, config)
-}
 
 // user says in words who uses the device, "" if nobody does. Whoever has it open only, and
 // neither mounted nor for itself alone, may be gone in a moment: brief.

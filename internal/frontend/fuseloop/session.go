@@ -44,6 +44,8 @@ type session struct {
 
 	flags    uint64 // that INIT agreed on
 	initDone bool
+	// attaching: the loop device is being made, and nobody has written through it yet. See Server.attach.
+	attaching bool
 
 	page    []byte // one locked page: head, then room for a short reply
 	head    []byte
@@ -203,6 +205,10 @@ func (s *session) handle(n int) {
 	case opWrite:
 		s.transfer(h, n, block.OpWrite)
 	case opFsync:
+		if s.attaching {
+			s.reply(h.unique, outHeaderLen, nil)
+			return
+		}
 		s.begin(h.unique, block.OpFlush, 0, 0, nil)
 	case opFallocate:
 		s.fallocate(h, n)
@@ -272,6 +278,10 @@ func (s *session) fallocate(h header, n int) {
 	}
 	a := s.head[inHeaderLen:]
 	off, length, mode := order.Uint64(a[8:]), order.Uint64(a[16:]), order.Uint32(a[24:])
+	if length == 0 {
+		s.fail(h.unique, syscall.EINVAL)
+		return
+	}
 	var op block.Op
 	switch mode {
 	case fallocPunchHole | fallocKeepSize:
@@ -298,6 +308,9 @@ func (s *session) begin(unique uint64, op block.Op, off, n int64, data []byte) {
 
 // get returns a slot; ready has seen to it that there is one.
 func (s *session) get(unique uint64, op block.Op, off, n int64) *slot {
+	if op != block.OpRead {
+		s.attaching = false
+	}
 	m := s.free
 	if m == nil {
 		m = &slot{s: s}

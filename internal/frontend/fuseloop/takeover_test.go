@@ -48,6 +48,8 @@ type fileDevice struct {
 	loop aio.Loop
 	f    *os.File
 	size int64
+	// stuck: flushes are never answered.
+	stuck bool
 }
 
 func (d *fileDevice) Size() int64 { return d.size }
@@ -61,6 +63,10 @@ func (d *fileDevice) Submit(r *block.Request) {
 		_, r.Err = d.f.WriteAt(r.Data, r.Off)
 	case block.OpTrim, block.OpZero:
 		r.Err = unix.Fallocate(int(d.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, r.Off, r.Len)
+	}
+	if r.Op == block.OpFlush && d.stuck {
+		fmt.Println("flush")
+		return
 	}
 	d.loop.NewTimer(func() { r.Done(r) }).Reset(time.Duration(rand.IntN(300)) * time.Microsecond)
 }
@@ -79,9 +85,9 @@ func serverProcess(arg string) error {
 		return err
 	}
 	loop.Start()
-	cfg := fuseloop.Config{Loop: loop, Device: &fileDevice{loop, f, takeoverSize}, Name: "vol", MountDir: field[1]}
+	cfg := fuseloop.Config{Loop: loop, Device: &fileDevice{loop, f, takeoverSize, field[2] == "stuck"}, Name: "vol", MountDir: field[1]}
 	var s *fuseloop.Server
-	if field[2] == "" {
+	if field[2] == "" || field[2] == "stuck" {
 		s = fuseloop.New(cfg)
 		if err := s.Open(context.Background()); err != nil {
 			return err
@@ -146,6 +152,78 @@ func (p *process) line(t *testing.T) string {
 		t.Fatalf("server ended: %v", err)
 	}
 	return strings.TrimSpace(s)
+}
+
+// cleanUp makes sure that nothing waits for a dead server.
+func cleanUp(dir string) {
+	unix.Unmount(filepath.Join(dir, "vol"), unix.MNT_FORCE)
+	unix.Unmount(filepath.Join(dir, "vol"), unix.MNT_DETACH)
+}
+
+func dataFile(t *testing.T) (dir, file string) {
+	t.Helper()
+	dir = t.TempDir()
+	file = filepath.Join(dir, "data")
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, takeoverSize)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cleanUp(dir) })
+	return dir, file
+}
+
+// A server that is killed while it attaches its loop device, and the kernel asks it, must end: another one can't start
+// before.
+func TestKilledWhileItAttaches(t *testing.T) {
+	needFUSE(t)
+	dir, file := dataFile(t)
+	for i := range 20 {
+		p := startServer(t, file, dir, "stuck", nil)
+		time.Sleep(time.Duration(10+rand.IntN(60)) * time.Millisecond) // some at every point of its start
+		p.cmd.Process.Kill()
+		ended := make(chan struct{})
+		go func() { p.cmd.Wait(); close(ended) }()
+		select {
+		case <-ended:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("kill %d: the server waits for itself, for ever", i)
+		}
+		cleanUp(dir)
+	}
+}
+
+// A volume that can't flush, as its replicas are away, is attached all the same: until it is, no loop device can be
+// attached on the whole machine.
+func TestAttachWaitsForNoFlush(t *testing.T) {
+	needFUSE(t)
+	dir, file := dataFile(t)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "ours"), os.NewFile(uintptr(pair[1]), "theirs")
+	defer ours.Close()
+	p := startServer(t, file, dir, "stuck", theirs)
+	theirs.Close()
+	lines := make(chan string)
+	go func() {
+		for range 2 {
+			s, _ := p.out.ReadString('\n')
+			lines <- strings.TrimSpace(s)
+		}
+	}()
+	for _, want := range []string{"", "/dev/loop"} { // the state, the device
+		select {
+		case got := <-lines:
+			if !strings.HasPrefix(got, want) || got == "flush" {
+				t.Fatalf("the server said %q", got)
+			}
+		case <-time.After(20 * time.Second):
+			p.cmd.Process.Kill()
+			t.Fatal("attaching waits for a flush")
+		}
+	}
+	p.cmd.Process.Kill()
+	p.cmd.Wait()
 }
 
 // A server is killed again and again under a load that verifies what it reads; each time

@@ -1,7 +1,7 @@
 // Package etcd is the metadata in etcd: the meta.Store that a cluster runs on.
 //
 // Keys stand under /keelson/v1/: cluster, node/<name>, pool/<id>, volume/<id>, volume-name/<name> (holds the
-// volume's id, and is written and deleted in the volume's own transaction), token/<id>, lease/<node> and
+// volume's id, and is written and deleted in the volume's own transaction), token/<id>, api-token/<id>, events, lease/<node> and
 // leader (both bound to an etcd lease). A noun's revision is its key's ModRevision.
 //
 // Invariants: every call is bounded in time; every write is one transaction that compares the revision it

@@ -18,15 +18,17 @@ import (
 
 // The keys.
 const (
-	root         = "/keelson/v1/"
-	clusterKey   = root + "cluster"
-	leaderKey    = root + "leader"
-	nodePrefix   = root + "node/"
-	poolPrefix   = root + "pool/"
-	volumePrefix = root + "volume/"
-	namePrefix   = root + "volume-name/"
-	tokenPrefix  = root + "token/"
-	leasePrefix  = root + "lease/"
+	root           = "/keelson/v1/"
+	clusterKey     = root + "cluster"
+	leaderKey      = root + "leader"
+	nodePrefix     = root + "node/"
+	poolPrefix     = root + "pool/"
+	volumePrefix   = root + "volume/"
+	namePrefix     = root + "volume-name/"
+	tokenPrefix    = root + "token/"
+	apiTokenPrefix = root + "api-token/"
+	leasePrefix    = root + "lease/"
+	eventsKey      = root + "events"
 )
 
 // what names a key in errors: "volume/8d2f…".
@@ -201,6 +203,16 @@ func (s *Store) DeletePool(ctx context.Context, id string, rev meta.Rev) error {
 	return s.remove(ctx, poolPrefix+id, rev)
 }
 
+// Events implements meta.Store.
+func (s *Store) Events(ctx context.Context) (meta.Versioned[[]spec.Event], error) {
+	return get[[]spec.Event](ctx, s, eventsKey)
+}
+
+// PutEvents implements meta.Store.
+func (s *Store) PutEvents(ctx context.Context, list []spec.Event, rev meta.Rev) (meta.Rev, error) {
+	return s.put(ctx, eventsKey, list, rev)
+}
+
 // Token implements meta.Store.
 func (s *Store) Token(ctx context.Context, id string) (meta.Versioned[spec.Token], error) {
 	return get[spec.Token](ctx, s, tokenPrefix+id)
@@ -219,4 +231,24 @@ func (s *Store) PutToken(ctx context.Context, t spec.Token, rev meta.Rev) (meta.
 // DeleteToken implements meta.Store.
 func (s *Store) DeleteToken(ctx context.Context, id string, rev meta.Rev) error {
 	return s.remove(ctx, tokenPrefix+id, rev)
+}
+
+// APIToken implements meta.Store.
+func (s *Store) APIToken(ctx context.Context, id string) (meta.Versioned[spec.APIToken], error) {
+	return get[spec.APIToken](ctx, s, apiTokenPrefix+id)
+}
+
+// APITokens implements meta.Store.
+func (s *Store) APITokens(ctx context.Context) ([]meta.Versioned[spec.APIToken], error) {
+	return list(ctx, s, apiTokenPrefix, func(a, b spec.APIToken) int { return cmp.Compare(a.ID, b.ID) })
+}
+
+// PutAPIToken implements meta.Store.
+func (s *Store) PutAPIToken(ctx context.Context, t spec.APIToken, rev meta.Rev) (meta.Rev, error) {
+	return s.put(ctx, apiTokenPrefix+t.ID, t, rev)
+}
+
+// DeleteAPIToken implements meta.Store.
+func (s *Store) DeleteAPIToken(ctx context.Context, id string, rev meta.Rev) error {
+	return s.remove(ctx, apiTokenPrefix+id, rev)
 }

@@ -18,11 +18,13 @@ import (
 
 // The kinds of nouns.
 const (
-	kindCluster = "cluster"
-	kindNode    = "node"
-	kindPool    = "pool"
-	kindVolume  = "volume"
-	kindToken   = "token"
+	kindCluster  = "cluster"
+	kindNode     = "node"
+	kindPool     = "pool"
+	kindVolume   = "volume"
+	kindToken    = "token"
+	kindAPIToken = "api-token"
+	kindEvents   = "events"
 )
 
 type entry struct {
@@ -54,7 +56,7 @@ func New() *Store {
 		nouns: map[string]map[string]entry{}, names: map[string]string{}, leases: map[string]int{},
 		cut: map[string]bool{}, watchers: map[*watcher]struct{}{}, changed: make(chan struct{}),
 	}
-	for _, k := range []string{kindCluster, kindNode, kindPool, kindVolume, kindToken} {
+	for _, k := range []string{kindCluster, kindNode, kindPool, kindVolume, kindToken, kindAPIToken, kindEvents} {
 		s.nouns[k] = map[string]entry{}
 	}
 	return s
@@ -248,6 +250,16 @@ func (s *Store) DeletePool(ctx context.Context, id string, rev meta.Rev) error {
 	return s.remove(ctx, kindPool, id, rev, &meta.Event{Kind: meta.PoolDeleted, Pool: spec.Pool{ID: id}})
 }
 
+// Events implements meta.Store.
+func (s *Store) Events(ctx context.Context) (meta.Versioned[[]spec.Event], error) {
+	return get[[]spec.Event](ctx, s, kindEvents, "")
+}
+
+// PutEvents implements meta.Store.
+func (s *Store) PutEvents(ctx context.Context, list []spec.Event, rev meta.Rev) (meta.Rev, error) {
+	return s.put(ctx, kindEvents, "", list, rev, nil)
+}
+
 // Token implements meta.Store.
 func (s *Store) Token(ctx context.Context, id string) (meta.Versioned[spec.Token], error) {
 	return get[spec.Token](ctx, s, kindToken, id)
@@ -266,4 +278,24 @@ func (s *Store) PutToken(ctx context.Context, t spec.Token, rev meta.Rev) (meta.
 // DeleteToken implements meta.Store.
 func (s *Store) DeleteToken(ctx context.Context, id string, rev meta.Rev) error {
 	return s.remove(ctx, kindToken, id, rev, nil)
+}
+
+// APIToken implements meta.Store.
+func (s *Store) APIToken(ctx context.Context, id string) (meta.Versioned[spec.APIToken], error) {
+	return get[spec.APIToken](ctx, s, kindAPIToken, id)
+}
+
+// APITokens implements meta.Store.
+func (s *Store) APITokens(ctx context.Context) ([]meta.Versioned[spec.APIToken], error) {
+	return list(ctx, s, kindAPIToken, func(a, b spec.APIToken) int { return cmp.Compare(a.ID, b.ID) })
+}
+
+// PutAPIToken implements meta.Store.
+func (s *Store) PutAPIToken(ctx context.Context, t spec.APIToken, rev meta.Rev) (meta.Rev, error) {
+	return s.put(ctx, kindAPIToken, t.ID, t, rev, nil)
+}
+
+// DeleteAPIToken implements meta.Store.
+func (s *Store) DeleteAPIToken(ctx context.Context, id string, rev meta.Rev) error {
+	return s.remove(ctx, kindAPIToken, id, rev, nil)
 }

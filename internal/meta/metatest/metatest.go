@@ -33,7 +33,7 @@ func Run(t *testing.T, open func(t *testing.T) Harness) {
 		"VolumeConflict": testVolumeConflict, "NodeGone": testNodeGone, "Concurrent": testConcurrent,
 		"Isolation": testIsolation, "ManyVolumes": testManyVolumes, "Lease": testLease, "LeaseLost": testLeaseLost,
 		"WatchState": testWatchState, "WatchChanges": testWatchChanges, "WatchStops": testWatchStops,
-		"WatchOrder": testWatchOrder, "Lead": testLead, "Cancelled": testCancelled,
+		"WatchOrder": testWatchOrder, "Lead": testLead, "Cancelled": testCancelled, "Events": testEvents,
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := open(t)
@@ -117,6 +117,11 @@ func testNouns(t *testing.T, ctx context.Context, h Harness) {
 	life(t, ctx, p.ID, p, s.Pool, s.PutPool, s.DeletePool, func(p *spec.Pool) { p.Reserve++ })
 	k := spec.Token{ID: spec.NewID(), SecretHash: "ab", Roles: []spec.Role{spec.RoleStorage}}
 	life(t, ctx, k.ID, k, s.Token, s.PutToken, s.DeleteToken, func(k *spec.Token) { k.Expires = time.Unix(9, 0).UTC() })
+	a := spec.APIToken{ID: spec.NewID(), Name: "ci", SecretHash: "cd", Role: spec.RoleViewer}
+	life(t, ctx, a.ID, a, s.APIToken, s.PutAPIToken, s.DeleteAPIToken, func(a *spec.APIToken) { a.Name = "other" })
+	if all := must[[]meta.Versioned[spec.APIToken]](t)(s.APITokens(ctx)); len(all) != 1 || all[0].Value.Name != "other" {
+		t.Fatalf("API tokens: %v", all)
+	}
 }
 
 func life[T any](t *testing.T, ctx context.Context, key string, v T, get func(context.Context, string) (meta.Versioned[T], error),

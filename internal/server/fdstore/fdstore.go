@@ -7,7 +7,10 @@
 // to a child's name, not to one life of it; every descriptor that a Keeper holds
 // is closed by Remove, a newer Put of the same name, or Close.
 //
-// Goroutines: Keeper.Serve runs on the caller's; a Line owns one reader, which
+// A Holder is a second keeper, in a process that outlives the supervisor: it listens on a socket where the supervisor
+// is in the child's place. A Keeper with a mirror answers Put when the holder has the entry too.
+//
+// Goroutines: Keeper.Serve and Hold run on the caller's; a Line owns one reader, which
 // ends with Close or with the supervisor.
 package fdstore
 
@@ -48,6 +51,7 @@ const (
 	opPut     op = "put"     // child: keep this
 	opRemove  op = "remove"  // child: forget this
 	opRestore op = "restore" // child: give me what is kept
+	opEnd     op = "end"     // supervisor, to the holder: let everything go, and end
 	opEntry   op = "entry"   // supervisor: one kept entry
 	opDone    op = "done"    // supervisor: done, or all entries sent
 	opError   op = "error"   // supervisor: refused

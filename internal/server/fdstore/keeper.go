@@ -12,10 +12,15 @@ import (
 // Keeper is the supervisor's side: what one child has stored, through all its lives.
 // Safe for concurrent use, but Serve runs at most once at a time.
 type Keeper struct {
+	end func() // what opEnd does, if anything
+
 	mu struct {
 		sync.Mutex
 		entries map[string]Entry
 		closed  bool
+		// mirror has the entries too, with prefix before their names; nil if there is none.
+		mirror *Line
+		prefix string
 	}
 }
 
@@ -27,7 +32,8 @@ func NewKeeper() *Keeper {
 }
 
 // Serve answers one life of the child on conn, calls ready when it says that it is,
-// and returns when the child is gone and all that it sent was taken in. It closes conn.
+// and returns when the child is gone and all that it sent was taken in, or, with os.ErrDeadlineExceeded, when conn's
+// deadline for reading has passed and nothing that it read is unanswered. It closes conn.
 func (k *Keeper) Serve(conn *net.UnixConn, ready func()) error {
 	defer conn.Close()
 	r := newReceiver(conn)
@@ -70,6 +76,15 @@ func (k *Keeper) handle(conn *net.UnixConn, p packet, fds []int, ready func()) e
 				return nil
 			}
 		}
+	case opEnd:
+		CloseAll(fds)
+		if k.end == nil {
+			answer = packet{Op: opError, Error: "this keeper ends with its process"}
+			break
+		}
+		_ = send(conn, answer, nil)
+		k.end()
+		return nil
 	default:
 		CloseAll(fds)
 		answer = packet{Op: opError, Error: fmt.Sprintf("unknown request %q", p.Op)}
@@ -87,14 +102,38 @@ func (k *Keeper) Keep(e Entry) {
 		CloseAll(e.FDs)
 		return
 	}
+	k.put(e)
 	CloseAll(k.mu.entries[e.Name].FDs)
 	k.mu.entries[e.Name] = e
+}
+
+// Mirror has all entries, those to come too, kept by l under prefix and their names, for as long as l answers. nil ends it.
+func (k *Keeper) Mirror(l *Line, prefix string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.mu.mirror, k.mu.prefix = l, prefix
+	for _, e := range k.mu.entries {
+		k.put(e)
+	}
+}
+
+// put gives an entry to the mirror. One that doesn't take it is given up: its Line ends, and whoever watches that brings
+// another one.
+func (k *Keeper) put(e Entry) {
+	if k.mu.mirror != nil && k.mu.mirror.Put(k.mu.prefix+e.Name, e.State, e.FDs) != nil {
+		k.mu.mirror.abandon()
+		k.mu.mirror = nil
+	}
 }
 
 // Remove forgets an entry and closes its descriptors.
 func (k *Keeper) Remove(name string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.mu.mirror != nil && k.mu.mirror.Remove(k.mu.prefix+name) != nil {
+		k.mu.mirror.abandon()
+		k.mu.mirror = nil
+	}
 	CloseAll(k.mu.entries[name].FDs)
 	delete(k.mu.entries, name)
 }
@@ -112,6 +151,14 @@ func (k *Keeper) Entries() []Entry {
 	return es
 }
 
+// Has says whether an entry of that name is kept.
+func (k *Keeper) Has(name string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	_, ok := k.mu.entries[name]
+	return ok
+}
+
 // Len returns how many entries are kept.
 func (k *Keeper) Len() int {
 	k.mu.Lock()
@@ -119,7 +166,7 @@ func (k *Keeper) Len() int {
 	return len(k.mu.entries)
 }
 
-// Close closes every descriptor. What arrives later is closed at once.
+// Close closes every descriptor; a mirror keeps its own. What arrives later is closed at once.
 func (k *Keeper) Close() {
 	k.mu.Lock()
 	defer k.mu.Unlock()

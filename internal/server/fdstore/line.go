@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"time"
 )
 
 // EnvFD is the environment variable that tells a child the number of its inherited socket.
@@ -21,6 +22,11 @@ type Line struct {
 	conn *net.UnixConn
 	gone chan struct{}
 	in   chan received
+	// limit is how long an answer may take, 0 for ever. One that is late ends the line.
+	limit time.Duration
+
+	give  sync.Once
+	given chan struct{} // closed when nobody wants an answer any more
 
 	// ask has one question at a time on the line.
 	ask sync.Mutex
@@ -52,9 +58,13 @@ func NewLine(fd int) (*Line, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Line{conn: conn, gone: make(chan struct{}), in: make(chan received)}
+	return newLine(conn), nil
+}
+
+func newLine(conn *net.UnixConn) *Line {
+	l := &Line{conn: conn, gone: make(chan struct{}), in: make(chan received), given: make(chan struct{})}
 	go l.read()
-	return l, nil
+	return l
 }
 
 func (l *Line) read() {
@@ -66,8 +76,19 @@ func (l *Line) read() {
 		if err != nil {
 			return
 		}
-		l.in <- received{p, fds}
+		select {
+		case l.in <- received{p, fds}:
+		case <-l.given:
+			CloseAll(fds)
+			return
+		}
 	}
+}
+
+// abandon ends the line without waiting for anything.
+func (l *Line) abandon() {
+	l.give.Do(func() { close(l.given) })
+	_ = l.conn.Close()
 }
 
 // Gone is closed when the supervisor is gone, or Close was called.
@@ -116,8 +137,28 @@ func (l *Line) call(p packet, fds []int) ([]Entry, error) {
 	if err := send(l.conn, p, fds); err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", p.Op, ErrGone, err)
 	}
+	var late <-chan time.Time
+	if l.limit > 0 {
+		t := time.NewTimer(l.limit)
+		defer t.Stop()
+		late = t.C
+	}
 	var es []Entry
-	for r := range l.in {
+	for {
+		var r received
+		ok := true
+		select {
+		case r, ok = <-l.in:
+		case <-late:
+			l.abandon()
+			ok = false
+		}
+		if !ok {
+			break
+		}
+		if r.p.Op != opEntry {
+			CloseAll(r.fds) // none belong there
+		}
 		switch r.p.Op {
 		case opEntry:
 			es = append(es, Entry{Name: r.p.Name, State: r.p.State, FDs: r.fds})
@@ -141,6 +182,7 @@ func (l *Line) Close() error {
 	if l == nil {
 		return nil
 	}
+	l.give.Do(func() { close(l.given) })
 	err := l.conn.Close()
 	<-l.gone
 	return err

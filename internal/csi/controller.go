@@ -1,0 +1,186 @@
+package csi
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	pb "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// ControllerGetCapabilities implements the controller service.
+func (c *controller) ControllerGetCapabilities(context.Context, *pb.ControllerGetCapabilitiesRequest) (*pb.ControllerGetCapabilitiesResponse, error) {
+	var out pb.ControllerGetCapabilitiesResponse
+	for _, t := range []pb.ControllerServiceCapability_RPC_Type{
+		pb.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
+		pb.ControllerServiceCapability_RPC_LIST_VOLUMES,
+		pb.ControllerServiceCapability_RPC_GET_CAPACITY,
+		pb.ControllerServiceCapability_RPC_GET_VOLUME,
+		pb.ControllerServiceCapability_RPC_VOLUME_CONDITION,
+		pb.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
+	} {
+		out.Capabilities = append(out.Capabilities, &pb.ControllerServiceCapability{
+			Type: &pb.ControllerServiceCapability_Rpc{Rpc: &pb.ControllerServiceCapability_RPC{Type: t}},
+		})
+	}
+	return &out, nil
+}
+
+// DeleteVolume implements the controller service. The replicas go in the background, and the space with them.
+func (c *controller) DeleteVolume(ctx context.Context, r *pb.DeleteVolumeRequest) (*pb.DeleteVolumeResponse, error) {
+	id := r.GetVolumeId()
+	if err := wanting("volume id", id); err != nil {
+		return nil, err
+	}
+	done := &pb.DeleteVolumeResponse{}
+	v, err := c.volume(ctx, id)
+	if status.Code(err) == codes.NotFound {
+		return done, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if v.Node != "" {
+		if err := c.freeFromDead(ctx, v); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.cfg.Keelson.Delete(ctx, id); err != nil && !errors.Is(err, ErrNotFound) {
+		return nil, err
+	}
+	return done, nil
+}
+
+// freeFromDead takes a volume from a node that isn't alive: attaching it here fences that one, so that nobody writes any
+// more. From a living node it is taken by nobody.
+func (c *controller) freeFromDead(ctx context.Context, v Volume) error {
+	nodes, err := c.cfg.Keelson.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		if n.Name == v.Node && n.Alive {
+			return &Problem{ErrRefused, fmt.Sprintf("volume %s is attached to node %s, which is alive: it can be deleted once the last pod that uses it there has ended", v.Name, v.Node)}
+		}
+	}
+	if _, err := c.cfg.Keelson.Attach(ctx, v.Name); err != nil {
+		return fmt.Errorf("volume %s is attached to node %s, which is gone, and can't be taken from it: %w", v.Name, v.Node, err)
+	}
+	return c.cfg.Keelson.Detach(ctx, v.Name)
+}
+
+// tokenPrefix begins the tokens of ListVolumes; the name of the last volume that was shown follows.
+const tokenPrefix = "after/"
+
+// ListVolumes implements the controller service. Volumes are in the order of their names, so that a token is good whatever
+// was made or deleted since.
+func (c *controller) ListVolumes(ctx context.Context, r *pb.ListVolumesRequest) (*pb.ListVolumesResponse, error) {
+	if r.GetMaxEntries() < 0 {
+		return nil, status.Errorf(codes.InvalidArgument, "max_entries: %d is negative", r.GetMaxEntries())
+	}
+	after, ok := strings.CutPrefix(r.GetStartingToken(), tokenPrefix)
+	if r.GetStartingToken() != "" && !ok {
+		return nil, status.Errorf(codes.Aborted, "starting_token %q isn't one that was given out; begin without one", r.GetStartingToken())
+	}
+	list, err := c.cfg.Keelson.Volumes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list = slices.DeleteFunc(slices.Clone(list), func(v Volume) bool { return v.Deleting || v.Name <= after })
+	slices.SortFunc(list, func(a, b Volume) int { return cmp.Compare(a.Name, b.Name) })
+	var out pb.ListVolumesResponse
+	if n := int(r.GetMaxEntries()); n > 0 && n < len(list) {
+		list = list[:n]
+		out.NextToken = tokenPrefix + list[n-1].Name
+	}
+	for _, v := range list {
+		out.Entries = append(out.Entries, &pb.ListVolumesResponse_Entry{
+			Volume: &pb.Volume{VolumeId: v.Name, CapacityBytes: v.Size},
+			Status: &pb.ListVolumesResponse_VolumeStatus{VolumeCondition: condition(v)},
+		})
+	}
+	return &out, nil
+}
+
+// ControllerGetVolume implements the controller service.
+func (c *controller) ControllerGetVolume(ctx context.Context, r *pb.ControllerGetVolumeRequest) (*pb.ControllerGetVolumeResponse, error) {
+	if err := wanting("volume id", r.GetVolumeId()); err != nil {
+		return nil, err
+	}
+	v, err := c.volume(ctx, r.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ControllerGetVolumeResponse{
+		Volume: &pb.Volume{VolumeId: v.Name, CapacityBytes: v.Size},
+		Status: &pb.ControllerGetVolumeResponse_VolumeStatus{VolumeCondition: condition(v)},
+	}, nil
+}
+
+func condition(v Volume) *pb.VolumeCondition {
+	msg := v.Condition
+	if msg == "" {
+		msg = "healthy"
+		if !v.Healthy {
+			msg = "not healthy"
+		}
+	}
+	return &pb.VolumeCondition{Abnormal: !v.Healthy, Message: msg}
+}
+
+// ValidateVolumeCapabilities implements the controller service.
+func (c *controller) ValidateVolumeCapabilities(ctx context.Context, r *pb.ValidateVolumeCapabilitiesRequest) (*pb.ValidateVolumeCapabilitiesResponse, error) {
+	if err := wanting("volume id", r.GetVolumeId()); err != nil {
+		return nil, err
+	}
+	if len(r.GetVolumeCapabilities()) == 0 {
+		return nil, checkCapabilities(nil)
+	}
+	if _, err := c.volume(ctx, r.GetVolumeId()); err != nil {
+		return nil, err
+	}
+	if err := checkCapabilities(r.GetVolumeCapabilities()); err != nil {
+		return &pb.ValidateVolumeCapabilitiesResponse{Message: status.Convert(toStatus(err)).Message()}, nil
+	}
+	if _, _, err := c.dialect.Translate(r.GetParameters()); err != nil {
+		return &pb.ValidateVolumeCapabilitiesResponse{Message: err.Error()}, nil
+	}
+	return &pb.ValidateVolumeCapabilitiesResponse{Confirmed: &pb.ValidateVolumeCapabilitiesResponse_Confirmed{
+		VolumeContext: r.GetVolumeContext(), VolumeCapabilities: r.GetVolumeCapabilities(), Parameters: r.GetParameters(),
+	}}, nil
+}
+
+// CreateSnapshot implements the controller service.
+func (c *controller) CreateSnapshot(context.Context, *pb.CreateSnapshotRequest) (*pb.CreateSnapshotResponse, error) {
+	return nil, errNoSnapshots
+}
+
+// DeleteSnapshot implements the controller service.
+func (c *controller) DeleteSnapshot(context.Context, *pb.DeleteSnapshotRequest) (*pb.DeleteSnapshotResponse, error) {
+	return nil, errNoSnapshots
+}
+
+// ListSnapshots implements the controller service.
+func (c *controller) ListSnapshots(context.Context, *pb.ListSnapshotsRequest) (*pb.ListSnapshotsResponse, error) {
+	return nil, errNoSnapshots
+}
+
+// GetSnapshot implements the controller service.
+func (c *controller) GetSnapshot(context.Context, *pb.GetSnapshotRequest) (*pb.GetSnapshotResponse, error) {
+	return nil, errNoSnapshots
+}
+
+// ControllerExpandVolume implements the controller service.
+func (c *controller) ControllerExpandVolume(context.Context, *pb.ControllerExpandVolumeRequest) (*pb.ControllerExpandVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "volumes can't be expanded yet")
+}
+
+// ControllerModifyVolume implements the controller service.
+func (c *controller) ControllerModifyVolume(context.Context, *pb.ControllerModifyVolumeRequest) (*pb.ControllerModifyVolumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "nothing of a volume can be changed while it is there yet")
+}

@@ -1,0 +1,117 @@
+//go:build mutant
+
+package sim_test
+
+// mutant is a mistake that invariant.Mutant plants.
+type mutant struct {
+	name   string
+	rule   string // number in docs/design/mutants.md
+	breaks string // what it does wrong
+	quick  bool   // found within a few seeds: part of make test
+	// directed is the sort of seeds that are played; all if "". The case is too rare in the others.
+	directed string
+	// stalls says that a volume which doesn't come back is what the mistake leads to; for others that doesn't count.
+	stalls bool
+	test   string // the test that finds it, if seeds don't
+	// explained says why it need not be found.
+	explained string
+}
+
+var mutants = []mutant{
+	// Attach.
+	{name: "fence-not-durable", stalls: true, rule: "1", breaks: "a member answers before its fence is durable"},
+	{name: "old-term-writes", quick: true, rule: "1", breaks: "a member executes writes of a term below its fence"},
+	{name: "old-term-reads", directed: "old reads", rule: "1", breaks: "a member answers reads of a term below its fence"},
+	{name: "meta-not-durable", rule: "1", breaks: "fence and checkpoint are written, and not synced"},
+	{name: "fence-without-drain", quick: true, rule: "2", breaks: "a fence is answered while older writes are under way"},
+	{name: "no-drain", rule: "2", breaks: "a new engine doesn't wait for its dead one's disk I/O"},
+	{name: "other-run-chosen", rule: "3", breaks: "a member in another run stays in sync although one in its recorded run answered"},
+	{name: "any-run-suffices", directed: "last copy", rule: "3", breaks: "no member is in its recorded run, and not all are waited for"},
+	{name: "silent-stay-in-sync", rule: "4", breaks: "members that didn't answer stay in sync in the metadata"},
+	{name: "serve-before-record", rule: "4", breaks: "the volume serves before the attach transaction is committed"},
+	{name: "no-reconcile", rule: "5", breaks: "journaled chunks aren't made identical"},
+	{name: "reconcile-too-late", directed: "reconciling", rule: "5", breaks: "chunks are read and written before they are made identical"},
+	{name: "reconcile-without-leaving", directed: "strangers", rule: "5", breaks: "chunks are made identical while a member that may stay in sync is left out"},
+	{name: "restart-not-noticed", directed: "restart in attach", rule: "3", breaks: "a member that changed its run during the attach transaction stays in sync"},
+	{name: "rollback-not-noticed", directed: "rolled back", rule: "29", breaks: "a member that forgot a term that it had promised is used"},
+
+	// Write.
+	{name: "journal-keyed-by-chunk", quick: true, rule: "6", breaks: "a chunk journaled in an older period isn't journaled again"},
+	{name: "no-journal", quick: true, rule: "7", breaks: "nothing is journaled"},
+	{name: "journal-not-durable", rule: "7", breaks: "a write goes on before the journal is durable"},
+	{name: "journal-first-chunk-only", rule: "7", breaks: "of a write to two chunks one is journaled"},
+	{name: "old-session-counts", rule: "8", breaks: "the answer of an older session counts",
+		explained: "a member has an operation once at a time, and a broken connection answers it as lost before a new session is opened"},
+	{name: "no-range-lock", quick: true, rule: "9", breaks: "nothing is locked"},
+	{name: "syncing-not-waited", rule: "10", breaks: "the range is unlocked while a syncing member hasn't answered"},
+	{name: "pieces-unlock", directed: "takeovers", rule: "11", breaks: "the pieces of a request unlock one by one"},
+	{name: "unlock-before-answer", directed: "takeovers", rule: "11", breaks: "the range is unlocked before the answer is handed over"},
+	{name: "sync-without-lock", rule: "9", breaks: "resync and reconcile take no lock"},
+	{name: "repair-without-lock", directed: "rot", rule: "9", breaks: "read-repair takes no lock"},
+	{name: "write-skips-member", quick: true, breaks: "a write isn't sent to one of the members"},
+
+	// Member loss.
+	{name: "no-loss-flush", directed: "last copy", rule: "12", breaks: "a member is made stale without a flush of the others"},
+	{name: "run-not-compared", rule: "12", breaks: "a member that comes back in another run goes on"},
+	{name: "answered-before-loss-recorded", quick: true, rule: "30", breaks: "writes are answered without a lost member before it is recorded as stale"},
+	{name: "no-hold-at-loss", directed: "last copy", rule: "30", breaks: "what a leaving member had answered already doesn't wait until it is out"},
+	{name: "no-resend", stalls: true, breaks: "what a broken connection left unanswered isn't sent again"},
+
+	// Flush.
+	{name: "flush-without-sync", quick: true, breaks: "flush is answered without a sync"},
+	{name: "flush-joins-running-sync", breaks: "a flush is answered by a sync that began before it"},
+	{name: "flush-skips-member", breaks: "a flush isn't sent to one of the members"},
+	{name: "fua-ignored", quick: true, breaks: "FUA is ignored"},
+	{name: "sync-error-ignored", directed: "failing disks", breaks: "a failed sync is answered as done"},
+
+	// Checkpoint.
+	{name: "checkpoint-early", directed: "slow writes", rule: "13", breaks: "writes of the old period aren't waited for"},
+	{name: "checkpoint-before-all-flushed", rule: "14", breaks: "members checkpoint before all have flushed"},
+	{name: "checkpoint-without-flush", rule: "14", breaks: "a checkpoint covers data that isn't durable"},
+	{name: "checkpoint-before-sums", directed: "outages", rule: "14", breaks: "the checkpoint is durable before sums and gens"},
+	{name: "sums-not-synced", rule: "14", breaks: "sums aren't synced before the checkpoint"},
+	{name: "gens-not-synced", directed: "away and dark", rule: "14", breaks: "gens aren't synced before the checkpoint"},
+	{name: "gens-write-lost", quick: true, rule: "14", breaks: "a block of gens isn't written"},
+	{name: "late-sums-forgotten", directed: "outages", rule: "14", breaks: "sums recomputed during a checkpoint leave the journal with it"},
+	{name: "checkpoint-unreconciled", directed: "strangers", rule: "15", breaks: "a checkpoint drops chunks that aren't reconciled"},
+	{name: "touch-keeps-gen", directed: "reconciling", rule: "16", breaks: "after a crash journaled chunks keep their old gen"},
+	{name: "syncing-checkpoints", directed: "broken rejoins", rule: "17", breaks: "a syncing member checkpoints"},
+
+	// Rejoin.
+	{name: "no-barrier", rule: "19", breaks: "the comparison doesn't wait for writes in flight"},
+	{name: "resync-ignores-journal", directed: "own writes", rule: "20", breaks: "the member's own journal isn't compared"},
+	{name: "resync-ignores-gens", rule: "20", breaks: "chunks with a newer gen aren't compared"},
+	{name: "resync-since-volume-checkpoint", rule: "20", breaks: "gens are compared with the volume's checkpoint, not the member's own"},
+	{name: "no-promote-flush", rule: "21", breaks: "a member is made in sync without a flush"},
+	{name: "promoting-not-required", rule: "22", breaks: "answers of a member being promoted aren't required"},
+	{name: "resync-wrong-way", quick: true, breaks: "resync copies from the stale member"},
+	{name: "keep-catching", directed: "broken rejoins", breaks: "a member that catches up keeps what the last copy failed to write"},
+	{name: "sync-from-left-member", breaks: "a chunk is copied from a member that left meanwhile"},
+
+	// Reads.
+	{name: "no-read-wait", directed: "old reads", rule: "23", breaks: "a newcomer doesn't wait until older reads have ended"},
+	{name: "no-drift-margin", directed: "old reads", rule: "23", breaks: "the wait has no margin for drift"},
+	{name: "restart-forgets-confirmation", directed: "old reads", rule: "23", breaks: "a restarted member says that it never confirmed anything"},
+	{name: "any-own-dead-engine", directed: "old reads", rule: "24", breaks: "an own dead engine that hadn't waited itself isn't waited for"},
+	{name: "no-read-confirm", directed: "old reads", rule: "31", breaks: "reads are answered without a confirmation"},
+	{name: "confirmed-at-answer", directed: "old reads", rule: "31", breaks: "a confirmation counts from its answer"},
+	{name: "read-from-syncing", breaks: "reads go to members that aren't in sync"},
+	{name: "sum-not-verified", directed: "rot", breaks: "what is read isn't compared with its checksum"},
+
+	// Sessions and takeover.
+	{name: "session-without-drain", directed: "slow disks", rule: "18, 25", breaks: "a session is opened while requests of an older one are under way"},
+	{name: "old-session-accepted", directed: "late packets", rule: "25", breaks: "a member executes requests of an older session"},
+	{name: "resend-after-others", directed: "takeovers", rule: "27", breaks: "requests that are resent come after new ones"},
+	{name: "resend-in-any-term", directed: "away and back", rule: "28", breaks: "requests are resent although another node had the volume"},
+	{name: "lease-taken-as-gone", breaks: "a volume is taken from a node that has its lease",
+		explained: "safety doesn't rest on leases: the fence and the wait for old reads keep the former holder out"},
+	{name: "lease-taken-as-held", test: "TestCutHolder", breaks: "a node without a lease keeps its volume"},
+	{name: "detach-without-checkpoint", quick: true, breaks: "a detached volume isn't durable"},
+
+	// The replica on disk.
+	{name: "sums-trusted-after-crash", breaks: "sums of journaled chunks aren't recomputed"},
+	{name: "recomputed-sums-win", directed: "rotten source", breaks: "a recomputed sum wins over one that was stored"},
+	{name: "trim-keeps-sums", quick: true, breaks: "a trim leaves the sums"},
+	{name: "torn-record-trusted", directed: "dark fences", stalls: true, breaks: "a torn journal block or meta slot counts"},
+	{name: "meta-in-one-slot", stalls: true, breaks: "meta overwrites its only valid slot"},
+}
