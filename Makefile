@@ -18,12 +18,14 @@ FUZZTIME  ?= 30s
 MINUTES     ?= 5
 CHAOS_SEED  ?= 0
 CHAOS_FLAGS ?=
+# Of `make takeover`: how many kills of children; of the supervisor a fifth of that.
+KILLS       ?= 100
 # Of `make bench`: full or short; and more flags of test/perf, such as -only=io or -record.
 BENCH       ?= full
 BENCH_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test lint unit model model-quick model-rules sim sim-mutants sim-mutants-quick system chaos fuzz vuln bench demo clean
+.PHONY: help build deps test lint unit model model-quick model-rules sim sim-mutants sim-mutants-quick system takeover chaos fuzz vuln bench demo clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +74,9 @@ system: deps build ## system tests: real daemons in network namespaces (needs ro
 
 chaos: deps build ## kill, stop, cut, fill and crash for MINUTES=n under verified load; CHAOS_SEED=x repeats a plan (needs root)
 	KEELSON_BIN=$(CURDIR)/$(BIN) $(GO) run ./test/chaos -minutes $(MINUTES) -seed $(CHAOS_SEED) -logs dist/chaos-logs $(CHAOS_FLAGS)
+
+takeover: deps build ## kill a node's processes KILLS=n times under verified I/O, and upgrade it (needs root)
+	KEELSON_BIN=$(CURDIR)/$(BIN) KEELSON_KILLS=$(KILLS) $(GO) test ./test/system/takeover -count=1 -v -timeout 3600s
 
 fuzz: ## fuzz every decoder in turn, each for FUZZTIME=30s; FUZZ=regexp chooses targets
 	@hack/fuzz $(FUZZTIME)

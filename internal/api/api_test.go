@@ -228,8 +228,10 @@ func TestCreateVolumeRefused(t *testing.T) {
 		"replicas":       {&pb.CreateVolumeRequest{Name: "a", Size: 1 << 30, Replicas: 3}, connect.CodeResourceExhausted, "n1"},
 		"many replicas":  {&pb.CreateVolumeRequest{Name: "a", Size: 1 << 30, Replicas: 9}, connect.CodeInvalidArgument, "replicas"},
 		"beyond storage": {&pb.CreateVolumeRequest{Name: "a", Size: 1 << 40}, connect.CodeResourceExhausted, "overcommit"},
-		"selector":       {&pb.CreateVolumeRequest{Name: "a", Size: 1 << 30, NodeSelector: map[string]string{"x": "y"}}, connect.CodeResourceExhausted, "label"},
-		"media":          {&pb.CreateVolumeRequest{Name: "a", Size: 1 << 30, Media: "tape"}, connect.CodeInvalidArgument, "media"},
+		"topology": {&pb.CreateVolumeRequest{Name: "a", Size: 1 << 30, Topology: []*pb.TopologyTerm{{Segments: map[string]string{"topology.keelson.io/zone": "nowhere"}}}},
+			connect.CodeResourceExhausted, "topology"},
+		"selector": {&pb.CreateVolumeRequest{Name: "a", Size: 1 << 30, NodeSelector: map[string]string{"x": "y"}}, connect.CodeResourceExhausted, "label"},
+		"media":    {&pb.CreateVolumeRequest{Name: "a", Size: 1 << 30, Media: "tape"}, connect.CodeInvalidArgument, "media"},
 	} {
 		_, err := vols.CreateVolume(ctx, x.r)
 		code(t, what, err, x.code, x.words)

@@ -104,6 +104,9 @@ func (o Op) String() string {
 	return fmt.Sprintf("op(%d)", uint8(o))
 }
 
+// Changes reports whether the operation changes data.
+func (o Op) Changes() bool { return o == OpWrite || o == OpTrim || o == OpZero }
+
 // Request is one request of a frontend to a volume. The frontend owns it and may
 // use it again once Done was called. All of its life is on the volume's shard.
 type Request struct {
@@ -121,6 +124,10 @@ type Request struct {
 	// not block.
 	Done func(*Request)
 	Err  error
+
+	// Resent is set on a request that was at an engine before this one, and got no answer. A frontend submits
+	// those that change data before any read, and a volume answers no read before it has answered them.
+	Resent bool
 
 	// Next links requests in their owner's queues. Free for the current holder.
 	Next *Request

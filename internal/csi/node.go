@@ -119,28 +119,18 @@ func fileSystemOf(c *pb.VolumeCapability, context map[string]string, driver stri
 	return f, nil
 }
 
-// attachPause is how long is waited before a volume is tried again whose holder is about to lose it.
+// attachPause is how long is waited before a volume is tried again.
 const attachPause = 250 * time.Millisecond
 
-// attach returns the path of the volume's device on this node. It waits for the end of the lease of a node that can't be reached;
-// a living one keeps the volume.
+// attach returns the path of the volume's device on this node. It waits for the end of the lease of a node that can't be reached,
+// and for metadata that is away, as it is for a moment when its leader dies; a living node keeps the volume.
 func (n *node) attach(ctx context.Context, id string) (string, error) {
-	if _, err := n.volume(ctx, id); err != nil {
-		return "", err
-	}
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.AttachWait)
 	defer cancel()
 	for {
-		device, err := n.cfg.Keelson.Attach(ctx, id)
-		switch {
-		case err == nil:
-			return devicePath(device)
-		case errors.Is(err, ErrNotFound):
-			return "", noVolume(id)
-		case errors.Is(err, ErrRefused):
-			return "", n.heldBy(ctx, id, err)
-		case !errors.Is(err, ErrAgain):
-			return "", err
+		device, err := n.attachOnce(ctx, id)
+		if !errors.Is(err, ErrAgain) && !errors.Is(err, ErrUnavailable) {
+			return device, err
 		}
 		select {
 		case <-ctx.Done():
@@ -148,6 +138,22 @@ func (n *node) attach(ctx context.Context, id string) (string, error) {
 		case <-time.After(attachPause):
 		}
 	}
+}
+
+func (n *node) attachOnce(ctx context.Context, id string) (string, error) {
+	if _, err := n.volume(ctx, id); err != nil {
+		return "", err
+	}
+	device, err := n.cfg.Keelson.Attach(ctx, id)
+	switch {
+	case err == nil:
+		return devicePath(device)
+	case errors.Is(err, ErrNotFound):
+		return "", noVolume(id)
+	case errors.Is(err, ErrRefused):
+		return "", n.heldBy(ctx, id, err)
+	}
+	return "", err
 }
 
 // heldBy words a refusal for somebody who has pods, not volumes.
@@ -189,6 +195,9 @@ func (n *node) NodePublishVolume(ctx context.Context, r *pb.NodePublishVolumeReq
 	}
 	done := &pb.NodePublishVolumeResponse{}
 	if c.GetBlock() == nil {
+		if err := n.renew(ctx, r); err != nil {
+			return nil, err
+		}
 		return done, n.host.publish(p)
 	}
 	v, err := n.volume(ctx, p.volume)
@@ -203,6 +212,34 @@ func (n *node) NodePublishVolume(ctx context.Context, r *pb.NodePublishVolumeReq
 		return nil, err
 	}
 	return done, n.host.publishDevice(p)
+}
+
+// renewWait is how long the cluster is asked whether what is staged is still attached.
+const renewWait = 5 * time.Second
+
+// renew stages a volume again that the node lost since it was staged: kubelet doesn't know, and the old mount is dead. While the
+// cluster can't be asked, what is staged counts.
+func (n *node) renew(ctx context.Context, r *pb.NodePublishVolumeRequest) error {
+	staged, err := mountsAt(r.GetStagingTargetPath())
+	if err != nil || len(staged) == 0 {
+		return err
+	}
+	short, cancel := context.WithTimeout(ctx, renewWait)
+	defer cancel()
+	device, err := n.attachOnce(short, r.GetVolumeId())
+	switch code := status.Code(toStatus(err)); {
+	case err == nil:
+	case code == codes.NotFound || code == codes.FailedPrecondition:
+		return err
+	default:
+		n.log.Warn("a volume is published as it is staged: whether it is still attached can't be found out", "volume", r.GetVolumeId(), "err", err)
+		return nil
+	}
+	f, err := fileSystemOf(r.GetVolumeCapability(), r.GetVolumeContext(), n.endpoint.Driver)
+	if err != nil {
+		return err
+	}
+	return n.host.stage(r.GetVolumeId(), device, r.GetStagingTargetPath(), f)
 }
 
 // NodeUnpublishVolume implements the node service.

@@ -262,7 +262,17 @@ func TestMountsFromBefore(t *testing.T) {
 	old := at(t, staging)
 	r2 := serveRig(t, csitest.NewMemory(loops), "n1", "pure-csi", r.dir)
 	r2.make(request("pvc-1", 20, c))
-	must(t, r2.stage(v, c, staging), r2.publish(v, c, staging, target, false))
+	// While that can't be found out, a pod gets what is staged.
+	cluster := r2.cluster
+	cluster.SetAway(&csi.Problem{Kind: csi.ErrUnavailable, Text: "away"})
+	must(t, r2.publish(v, c, staging, r.path("pod-meanwhile/mount"), false))
+	if m := at(t, r.path("pod-meanwhile/mount")); m == nil || m.Minor != old.Minor {
+		t.Errorf("%+v, want what is staged", m)
+	}
+	cluster.SetAway(nil)
+	must(t, r2.unpublish(v, r.path("pod-meanwhile/mount")))
+	// kubelet doesn't stage again what it has staged.
+	must(t, r2.publish(v, c, staging, target, false))
 	for _, path := range []string{staging, target} {
 		if m := at(t, path); m == nil || m.Minor == old.Minor && m.Major == old.Major {
 			t.Errorf("at %s is still %+v", path, m)

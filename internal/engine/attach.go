@@ -362,6 +362,9 @@ func (a *attachment) condition() string {
 	if st, ok := a.status(); ok && st.Condition != "" {
 		return st.Condition
 	}
+	if closed(a.serves) {
+		return "its replicas serve, and its device is being made"
+	}
 	return "waiting for its replicas"
 }
 

@@ -253,3 +253,9 @@ func (a *attachment) suspend() {
 // suspender is a frontend whose device outlives the engine: Suspend stops serving it, answers nothing that is in
 // flight any more, and leaves the device to the next engine.
 type suspender interface{ Suspend() error }
+
+// outlives says whether the device of an attachment that is ready outlives the engine.
+func (a *attachment) outlives() bool {
+	_, ok := a.fe.(suspender)
+	return ok
+}

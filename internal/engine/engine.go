@@ -94,8 +94,12 @@ type Engine struct {
 	events events
 }
 
-// closePatience is how long Close waits for requests in flight.
-const closePatience = 3 * time.Second
+// closePatience is how long Close waits for requests in flight; attachPatience for those of volumes that don't serve yet, and
+// hardly can any more.
+const (
+	closePatience  = 3 * time.Second
+	attachPatience = 100 * time.Millisecond
+)
 
 // New makes an Engine that does nothing yet.
 func New(cfg Config) (*Engine, error) {
@@ -189,7 +193,7 @@ func (e *Engine) Close() error {
 	waiting := make(map[*shard]bool)
 	for _, a := range stuck {
 		e.log.Warn("requests are still unanswered; stopping anyway", "volume", a.name, "term", a.term)
-		if _, ok := a.fe.(suspender); ok {
+		if !closed(a.ready) || a.outlives() { // before it is ready, what frontend it has isn't known
 			waiting[a.s] = true
 		}
 	}
@@ -206,25 +210,35 @@ func (e *Engine) Close() error {
 	return nil
 }
 
-// suspendAll suspends the frontends. It returns those that weren't done after closePatience, and what is
-// closed when all are.
+// suspendAll suspends the frontends. It returns those that weren't done in time, and what is closed when all are.
 func (e *Engine) suspendAll(list []*attachment) (stuck []*attachment, all <-chan struct{}) {
-	done := make(chan struct{})
-	var wg sync.WaitGroup
+	served, done := make(chan struct{}), make(chan struct{})
+	var serving, attaching sync.WaitGroup
 	for _, a := range list {
-		wg.Go(a.suspend)
+		if closed(a.serves) {
+			serving.Go(a.suspend)
+		} else {
+			attaching.Go(a.suspend)
+		}
 	}
 	go func() {
-		wg.Wait()
+		serving.Wait()
+		close(served)
+		attaching.Wait()
 		close(done)
 	}()
 	select {
-	case <-done:
+	case <-served:
 	case <-time.After(closePatience):
-		for _, a := range list {
-			if !a.suspended.Load() {
-				stuck = append(stuck, a)
-			}
+	}
+	select {
+	case <-done:
+		return nil, done
+	case <-time.After(attachPatience):
+	}
+	for _, a := range list {
+		if !a.suspended.Load() {
+			stuck = append(stuck, a)
 		}
 	}
 	return stuck, done

@@ -2,16 +2,10 @@ package engine_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,6 +22,8 @@ import (
 	"keelson.io/keelson/internal/frontend"
 	"keelson.io/keelson/internal/meta"
 	"keelson.io/keelson/internal/meta/mem"
+	"keelson.io/keelson/internal/pki"
+	"keelson.io/keelson/internal/pki/pkitest"
 	"keelson.io/keelson/internal/spec"
 )
 
@@ -130,7 +126,7 @@ func (w *logWriter) Write(p []byte) (int, error) {
 
 func newCluster(t testing.TB, names ...string) *cluster {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	c := &cluster{t: t, ctx: ctx, store: mem.New(), nodes: map[string]*node{}, ids: identities(t, names...), runs: t.TempDir()}
+	c := &cluster{t: t, ctx: ctx, store: mem.New(), nodes: map[string]*node{}, ids: pkitest.Identities(t, clusterID, names...), runs: t.TempDir()}
 	if _, err := c.store.PutCluster(ctx, spec.Cluster{ID: clusterID, Name: "test", Settings: spec.DefaultSettings()}, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +154,7 @@ func (n *node) start() {
 	log := slog.New(slog.NewTextHandler(n.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var loops []aio.Loop
 	for range n.shards {
-		l, err := ring.New(ring.Config{Node: n.name, BufferMemory: 64 << 20, TLS: n.c.ids[n.name], PeerName: peerName, Log: log})
+		l, err := ring.New(ring.Config{Node: n.name, BufferMemory: 64 << 20, TLS: n.c.ids[n.name], PeerName: pki.PeerName, Log: log})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -433,44 +429,4 @@ func (d *disk) verify(t *testing.T, off, n int64, v int) {
 	if err != nil || !same {
 		t.Fatalf("read of %d bytes at %d: same %v, %v", n, off, same, err)
 	}
-}
-
-// identities makes a CA and a certificate for each node.
-func identities(t testing.TB, nodes ...string) map[string]func() (client, server *tls.Config) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, IsCA: true,
-		BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign}
-	sign := func(c *x509.Certificate) tls.Certificate {
-		der, err := x509.CreateCertificate(rand.Reader, c, ca, &key.PublicKey, key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-	}
-	root, err := x509.ParseCertificate(sign(ca).Certificate[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(root)
-	out := make(map[string]func() (client, server *tls.Config))
-	for i, n := range nodes {
-		cert := sign(&x509.Certificate{SerialNumber: big.NewInt(int64(i + 2)), Subject: pkix.Name{CommonName: n}, DNSNames: []string{n},
-			NotAfter: time.Now().Add(time.Hour), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}})
-		out[n] = func() (*tls.Config, *tls.Config) {
-			return &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13},
-				&tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS13}
-		}
-	}
-	return out
-}
-
-func peerName(s tls.ConnectionState) (string, error) {
-	if len(s.PeerCertificates) == 0 {
-		return "", errors.New("no certificate")
-	}
-	return s.PeerCertificates[0].Subject.CommonName, nil
 }

@@ -46,6 +46,9 @@ func (f *fuseFrontends) open(ctx context.Context, p FrontendParams) (frontend.Fr
 	cfg := fuseloop.Config{Loop: p.Loop, Device: p.Device, Name: p.Name, MountDir: filepath.Join(f.cfg.RunDir, "fuse"), Log: p.Log}
 	w := &fuseFrontend{f: f, name: fuseName(p.Volume), link: filepath.Join(f.cfg.RunDir, "dev", p.Name)}
 	s, err := f.resume(ctx, cfg, p)
+	if err != nil && ctx.Err() != nil {
+		return nil, err // this engine ends; the next one takes over what is kept
+	}
 	if err != nil {
 		p.Log.Error("the device of the engine before can't be taken over; it fails, and is made anew", "volume", p.Name, "term", p.Term, "err", err)
 	}

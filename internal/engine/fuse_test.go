@@ -2,10 +2,12 @@ package engine_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 
 	"keelson.io/keelson/internal/block"
 	"keelson.io/keelson/internal/engine"
+	"keelson.io/keelson/internal/meta"
 	"keelson.io/keelson/internal/spec"
 )
 
@@ -261,5 +264,86 @@ func TestDeviceOfAVolumeThatIsElsewhereFails(t *testing.T) {
 	pattern(want, 0, 7)
 	if _, err := fd.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
 		t.Fatalf("what was written elsewhere isn't there: %v", err)
+	}
+}
+
+// heldStore is a store that, once armed, doesn't answer any more after the next volume record that was written.
+type heldStore struct {
+	meta.Store
+	armed bool
+	once  sync.Once
+	held  chan struct{}
+	mu    sync.Mutex
+	hold  bool
+}
+
+func (s *heldStore) Volume(ctx context.Context, id string) (meta.Versioned[spec.Volume], error) {
+	s.mu.Lock()
+	hold := s.hold
+	s.mu.Unlock()
+	if !hold {
+		return s.Store.Volume(ctx, id)
+	}
+	s.once.Do(func() { close(s.held) })
+	<-ctx.Done()
+	return meta.Versioned[spec.Volume]{}, ctx.Err()
+}
+
+func (s *heldStore) PutVolume(ctx context.Context, v spec.Volume, rev meta.Rev, cond meta.Cond) (meta.Rev, error) {
+	now, err := s.Store.PutVolume(ctx, v, rev, cond)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hold = s.hold || s.armed && err == nil
+	return now, err
+}
+
+// TestEngineEndsWhileItAttachesAgain: an engine that follows a dead one is itself told to end before its volume serves. What
+// waits in the device is for the next engine: it gets no error, and the end doesn't take long.
+func TestEngineEndsWhileItAttachesAgain(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to mount and to make loop devices")
+	}
+	c := newCluster(t, "a", "b")
+	id := c.volume("vol", 16*mib, 1, "a", "b")
+	a := c.nodes["a"]
+	at, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { a.detachAny(id) }()
+	stop, result := make(chan struct{}), make(chan error, 1)
+	rounds := 0
+	go func() { result <- hammer(at.Device, stop, &rounds) }()
+	time.Sleep(50 * time.Millisecond) // of load
+	a.stop()
+	held := &heldStore{Store: c.store, armed: true, held: make(chan struct{})}
+	a.store = held
+	a.start()
+	select {
+	case <-held.held: // the coordinator has fenced, and wants to say so
+	case <-c.ctx.Done():
+		t.Fatal("the coordinator writes nothing to the metadata")
+	}
+	time.Sleep(100 * time.Millisecond) // requests that the kernel sends again arrive
+	a.lease()
+	began := time.Now()
+	if err := a.engine.Close(); !errors.Is(err, engine.ErrUnanswered) {
+		t.Errorf("Close: %v", err)
+	}
+	t.Log("ended after", time.Since(began))
+	a.listen.Close()
+	for _, l := range a.loops {
+		l.Close()
+	}
+	a.engine, a.loops, a.store = nil, nil, nil
+	a.start()
+	again, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
+	if err != nil || again.Device != at.Device {
+		t.Fatalf("after the restart: %+v, %v", again, err)
+	}
+	time.Sleep(50 * time.Millisecond)
+	close(stop)
+	if err := <-result; err != nil || rounds == 0 {
+		t.Fatalf("after %d rounds: %v", rounds, err)
 	}
 }

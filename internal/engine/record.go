@@ -51,6 +51,11 @@ func (r *record) run() {
 		r.queue = r.queue[1:]
 		r.mu.Unlock()
 		v, err := r.e.updateVolume(r.e.ctx, r.id, u.mutate)
+		if err != nil && r.e.ctx.Err() != nil {
+			// The engine ends, which is no answer: a coordinator that took it for one would fail the requests that are for
+			// the next engine to answer.
+			continue
+		}
 		r.s.loop.Post(func() { u.done(v.Value, v.Rev, err) })
 	}
 }

@@ -157,6 +157,13 @@ func (u *up) writeConfig(n *node) error {
 		"address": n.Address, "roles": n.Roles, "zone": n.Zone,
 		"clusterName": u.state.Name,
 		"engine":      map[string]any{"encryption": !u.state.Plain, "cgroup": "own"},
+		"csi": map[string]any{
+			"socket": filepath.Join(u.runDir(n.Name), "csi.sock"), "registrationDir": filepath.Join(u.runDir(n.Name), "plugins"),
+			"aliases": []map[string]any{
+				{"driver": "pure-csi", "socket": filepath.Join(u.runDir(n.Name), "pure.sock")},
+				{"driver": "pxd.portworx.com", "socket": filepath.Join(u.runDir(n.Name), "pxd.sock")},
+			},
+		},
 	}
 	if first := u.state.Nodes[0]; n != first {
 		conf["join"] = map[string]any{"url": "https://" + first.Address + ":9500", "tokenFile": u.tokenFile()}

@@ -1,15 +1,8 @@
 package link_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"errors"
 	"log/slog"
-	"math/big"
 	"testing"
 	"time"
 
@@ -17,53 +10,15 @@ import (
 	"keelson.io/keelson/internal/aio/ring"
 	"keelson.io/keelson/internal/block"
 	"keelson.io/keelson/internal/link"
+	"keelson.io/keelson/internal/pki"
+	"keelson.io/keelson/internal/pki/pkitest"
 	"keelson.io/keelson/internal/wire"
 )
-
-// identities makes a CA and a certificate for each node.
-func identities(t testing.TB, nodes ...string) map[string]func() (client, server *tls.Config) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, IsCA: true,
-		BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign}
-	sign := func(c *x509.Certificate) tls.Certificate {
-		der, err := x509.CreateCertificate(rand.Reader, c, ca, &key.PublicKey, key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-	}
-	root, err := x509.ParseCertificate(sign(ca).Certificate[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(root)
-	out := make(map[string]func() (client, server *tls.Config))
-	for i, n := range nodes {
-		cert := sign(&x509.Certificate{SerialNumber: big.NewInt(int64(i + 2)), Subject: pkix.Name{CommonName: n}, DNSNames: []string{n},
-			NotAfter: time.Now().Add(time.Hour), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}})
-		out[n] = func() (*tls.Config, *tls.Config) {
-			return &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, MinVersion: tls.VersionTLS13},
-				&tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS13}
-		}
-	}
-	return out
-}
-
-func peerName(s tls.ConnectionState) (string, error) {
-	if len(s.PeerCertificates) == 0 {
-		return "", errors.New("no certificate")
-	}
-	return s.PeerCertificates[0].Subject.CommonName, nil
-}
 
 func startRing(t testing.TB, node string, ids map[string]func() (client, server *tls.Config)) *ring.Loop {
 	cfg := ring.Config{Node: node, BufferMemory: 64 << 20, Log: slog.New(slog.DiscardHandler)}
 	if ids != nil {
-		cfg.TLS, cfg.PeerName = ids[node], peerName
+		cfg.TLS, cfg.PeerName = ids[node], pki.PeerName
 	}
 	l, err := ring.New(cfg)
 	if err != nil {
@@ -84,7 +39,7 @@ func on(l aio.Loop, fn func()) {
 func pair(t testing.TB, encrypted bool) (a *ring.Loop, peer *link.Peer, m *replica) {
 	var ids map[string]func() (client, server *tls.Config)
 	if encrypted {
-		ids = identities(t, "a", "b")
+		ids = pkitest.Identities(t, cluster, "a", "b")
 	}
 	a, b := startRing(t, "a", ids), startRing(t, "b", ids)
 	m = newReplica(b, 4096)

@@ -57,6 +57,17 @@ func TestPlace(t *testing.T) {
 			c.Nodes[0].Labels = map[string]string{"disk": "fast"}
 			r.Volume.NodeSelector = map[string]string{"disk": "fast"}
 		}, "", []string{`node n2: label disk is "", the node selector wants "fast"`}},
+		{"topology", func(c *Cluster, r *Request) {
+			c.Nodes[0].Labels = map[string]string{"rack": "a"}
+			r.Volume.Topology = []map[string]string{{"rack": "a"}, {spec.TopologyZone: "z2"}}
+		}, "n1 (zone z1 had no copy; most free space (49Gi) of 2 candidates), n3 (zone z2 had no copy; the only candidate)", nil},
+		{"topology of one node", func(_ *Cluster, r *Request) {
+			r.Volume.Topology = []map[string]string{{spec.TopologyNode: "n2", spec.TopologyZone: "z1"}}
+		}, "", []string{"needs 2 replicas but only 1", "node n1: meets no term of the topology"}},
+		{"near", func(_ *Cluster, r *Request) { r.Near = "n1" },
+			"n1 (the node where it will be used; zone z1 had no copy; most free space (49Gi) of 3 candidates), n3 (zone z2 had no copy; the only candidate)", nil},
+		{"near, but it can't", func(c *Cluster, r *Request) { r.Near, c.Nodes[0].Cordoned = "n1", true },
+			"n2 (zone z1 had no copy; most free space (59Gi) of 2 candidates), n3 (zone z2 had no copy; the only candidate)", nil},
 		{"more than nodes", func(_ *Cluster, r *Request) { r.Volume.Replicas = 4 }, "",
 			[]string{"a node takes one of them, and the cluster has 3 with the storage role", "node n1: has a copy already"}},
 		{"media", func(_ *Cluster, r *Request) { r.Volume.Media = spec.MediaHDD }, "", []string{"pool p1: media is ssd, hdd is asked for"}},

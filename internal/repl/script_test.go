@@ -136,7 +136,7 @@ func (w *world) Stop(err error) {
 }
 
 // event runs one line. Words: new, up, down, start, fence, commit, begin, flush, done, tick, reconciled,
-// caughtup, failed, close, dead, members, silence, roles, readable.
+// unrecorded, caughtup, failed, close, dead, members, silence, roles, readable.
 func (w *world) event(f []string) {
 	arg := map[string]string{}
 	for _, a := range f[1:] {
@@ -164,6 +164,8 @@ func (w *world) event(f []string) {
 			err = ErrLost
 		}
 		w.c.Committed(err, w.now)
+	case "unrecorded":
+		w.c.Unrecorded(f[1])
 	case "begin", "flush":
 		op := &Op{}
 		w.ops[f[1]] = op

@@ -151,10 +151,15 @@ func (c *Column) Condition(now time.Duration) string {
 			continue
 		}
 		where := fmt.Sprintf("replica %s on node %s", mb.Replica, mb.Node)
+		silent := func(since time.Duration) {
+			wait = append(wait, fmt.Sprintf("%s (pool %s) hasn't answered for %v: its disk hangs, or its engine",
+				where, mb.Pool, (now-since).Round(time.Second)))
+		}
 		switch {
 		case mb.Silent:
-			wait = append(wait, fmt.Sprintf("%s (pool %s) hasn't answered for %v: its disk hangs, or its engine",
-				where, mb.Pool, (now-mb.oldest).Round(time.Second)))
+			silent(mb.oldest)
+		case mb.Role == Joining && mb.fencing && now-mb.fenceSent > FenceTimeout:
+			silent(mb.fenceSent) // it was taken out, and can't come back
 		case mb.Role == Fencing && !mb.answered:
 			wait = append(wait, "waiting for "+where+" to answer")
 		case mb.Role == Leaving && c.surplus(i):

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"k8s.io/klog/v2"
 
 	"keelson.io/keelson/internal/api"
 	pb "keelson.io/keelson/internal/api/keelsonv1"
@@ -75,9 +76,10 @@ func (c *control) serveCSI(ctx context.Context) {
 	if len(cc.Endpoints) == 0 {
 		return
 	}
+	klog.SetSlogLogger(c.log) // what mounts is written with it
 	self := c.dialer.dial(spec.Node{Name: c.st.Node, APIAddr: c.cfg.APIAddr()})
 	cc.Node, cc.Log = c.st.Node, c.log
-	cc.Keelson = NewCSIKeelson(c.st.Node, self, engineClient(c.cfg.EngineSocket()))
+	cc.Keelson = NewCSIKeelson(c.st.Node, self, c.cfg.EngineSocket())
 	for {
 		s := csi.New(cc)
 		err := s.Open(ctx)
@@ -102,9 +104,9 @@ type csiKeelson struct {
 	engine api.Engine
 }
 
-// NewCSIKeelson returns the cluster for the CSI driver of a node, by that node's API and its engine.
-func NewCSIKeelson(node string, c *api.Client, engine api.Engine) csi.Keelson {
-	return &csiKeelson{node: node, api: c, engine: engine}
+// NewCSIKeelson returns the cluster for the CSI driver of a node, by that node's API and its engine's socket.
+func NewCSIKeelson(node string, c *api.Client, engineSocket string) csi.Keelson {
+	return &csiKeelson{node: node, api: c, engine: engineClient(engineSocket)}
 }
 
 // csiKinds are the kinds of the API's errors in the driver.

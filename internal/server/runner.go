@@ -83,8 +83,11 @@ func (r *runner) run(failed chan<- error) {
 			}
 			return
 		}
-		if lived > r.cfg.BackoffMax || ready && lived > steady {
+		switch {
+		case lived > r.cfg.BackoffMax || ready && lived > steady:
 			backoff = 0
+		case ready: // it can run: whatever ended it, devices wait for it
+			backoff = min(backoff, r.cfg.BackoffMin)
 		}
 		r.log.Warn("child ended; starting it again", "reason", reason(err), "lived", lived.Round(time.Millisecond), "pause", backoff)
 		select {

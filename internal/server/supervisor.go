@@ -56,7 +56,8 @@ type SupervisorConfig struct {
 	Children []Child
 	Log      *slog.Logger
 	// BackoffMin and BackoffMax bound the pause before a child that died early is started
-	// again. One that lived for longer than BackoffMax, or was ready for a while, is started at once.
+	// again. One that lived for longer than BackoffMax, or was ready for a while, is started at once; one that was ready for a
+	// moment only, BackoffMin later at most.
 	BackoffMin, BackoffMax time.Duration
 	// Keepers keep the children's descriptors, by the child's name. They are the caller's, and outlive Run.
 	Keepers map[string]*fdstore.Keeper
@@ -82,7 +83,7 @@ func NewSupervisor(cfg SupervisorConfig) *Supervisor {
 		cfg.BackoffMin = 100 * time.Millisecond
 	}
 	if cfg.BackoffMax == 0 {
-		cfg.BackoffMax = 10 * time.Second
+		cfg.BackoffMax = 2 * time.Second
 	}
 	if cfg.Keepers == nil {
 		cfg.Keepers = map[string]*fdstore.Keeper{}

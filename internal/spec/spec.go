@@ -109,8 +109,8 @@ type Volume struct {
 	// Topology, if not empty, are terms of which a node must meet one, in all its keys, to get a copy. A key is a label, or
 	// TopologyNode or TopologyZone.
 	Topology []map[string]string `json:"topology,omitempty"`
-	Media        Media             `json:"media,omitempty"` // "" is any
-	Created      time.Time         `json:"created"`
+	Media    Media               `json:"media,omitempty"` // "" is any
+	Created  time.Time           `json:"created"`
 	// Deleting is set when the volume is on its way out: its replicas are being removed.
 	Deleting bool `json:"deleting,omitempty"`
 

@@ -103,6 +103,9 @@ func TestVolumeValidate(t *testing.T) {
 		"known media":     {func(v *Volume) { v.Media = MediaHDD }, "", ""},
 		"label key":       {func(v *Volume) { v.NodeSelector = map[string]string{"a b": "c"} }, "node-selector", "a b=c"},
 		"label value":     {func(v *Volume) { v.NodeSelector = map[string]string{"a": "c d"} }, "node-selector", "a=c d"},
+		"topology":        {func(v *Volume) { v.Topology = []map[string]string{{"a": "b"}, {TopologyZone: "z/1"}} }, "topology", "z/1"},
+		"topologies":      {func(v *Volume) { v.Topology = make([]map[string]string, MaxTopologyTerms+1) }, "topology", "257"},
+		"good topology":   {func(v *Volume) { v.Topology = []map[string]string{{"a": "b", TopologyNode: "n1"}} }, "", ""},
 		"empty label":     {func(v *Volume) { v.NodeSelector = map[string]string{"a": ""} }, "", ""},
 		"empty label key": {func(v *Volume) { v.NodeSelector = map[string]string{"": "a"} }, "node-selector", "=a"},
 	} {

@@ -98,6 +98,25 @@ func TestPurePackagesStayPure(t *testing.T) {
 	}
 }
 
+// withoutClock are the packages that decide what is acknowledged, fenced and served. They know the loop's monotonic time alone: a
+// machine's clock that is wrong, or is set, can't lose data.
+var withoutClock = []string{"internal/repl", "internal/wire", "internal/link", "internal/replica", "internal/volume"}
+
+func TestDataPathHasNoClock(t *testing.T) {
+	for _, f := range goFiles(t) {
+		if f.isTest() || !in(withoutClock, path.Dir(f.path)) {
+			continue
+		}
+		for n, line := range strings.Split(f.text, "\n") {
+			for _, call := range []string{"time.Now(", "time.Since(", "time.Until(", "ClockGettime("} {
+				if strings.Contains(line, call) {
+					t.Errorf("%s:%d: %s: the data path reads no clock but the loop's", f.path, n+1, strings.TrimSpace(line))
+				}
+			}
+		}
+	}
+}
+
 func imports(t *testing.T, f file) []string {
 	t.Helper()
 	ast, err := parser.ParseFile(token.NewFileSet(), f.path, f.text, parser.ImportsOnly)

@@ -216,8 +216,12 @@ func (v *Volume) pieceDone(c *call, err error) {
 	c.next, v.calls = v.calls, c
 	v.inFlight--
 	r.Err = c.err
+	resent := r.Resent && r.Op.Changes()
 	r.Done(r)
 	v.unlockHeld(held)
+	if resent {
+		v.resentDone()
+	}
 	if v.phase == detaching {
 		v.drained()
 	}

@@ -64,9 +64,24 @@ func (w *watch) look() {
 
 // SetLimits changes what the settings say. It must be called on the loop.
 func (v *Volume) SetLimits(s spec.Settings) {
-	v.limiter.Set(v.loop.Now(), s.RebuildBandwidth, resyncBurst)
+	if s.RebuildBandwidth != v.cfg.RebuildBandwidth {
+		v.cfg.RebuildBandwidth = s.RebuildBandwidth
+		v.limiter.Set(v.loop.Now(), s.RebuildBandwidth, resyncBurst)
+		for _, c := range v.columns {
+			c.resyncsAnew()
+		}
+	}
 	if v.watch.limit = s.AnswerLimit; v.watch.limit <= 0 {
 		v.watch.limit = repl.AnswerLimit
+	}
+}
+
+// resyncsAnew has those that wait for bandwidth go on: how long they wait was reckoned at the old rate.
+func (c *column) resyncsAnew() {
+	for _, r := range c.resyncs {
+		if r != nil && r.waiting {
+			r.timer.Reset(0)
+		}
 	}
 }
 

@@ -160,3 +160,63 @@ func TestSurplusLeavesAfterFlush(t *testing.T) {
 	n1.write(0, pattern(2, 8))
 	n1.detach()
 }
+
+// Settings that change while a volume is attached count at once: for members that hang already, and for resyncs under way.
+func TestSetLimits(t *testing.T) {
+	c := newCluster(t, 14, 2, 1)
+	n1, n2 := c.nodes["n1"], c.nodes["n2"]
+	n1.attach(repl.PrevDetached)
+	hangs := func(limit time.Duration) time.Duration {
+		n1.vol.SetLimits(spec.Settings{AnswerLimit: limit})
+		n2.n.Disk().SetStuck(true)
+		began := c.w.Now()
+		n1.write(0, pattern(1, 8))
+		took := c.w.Now() - began
+		n2.n.Disk().SetStuck(false)
+		c.until("in sync again", c.allInSync)
+		return took
+	}
+	for _, x := range []struct{ limit, want time.Duration }{{2 * time.Second, 2 * time.Second}, {time.Minute, time.Minute}, {0, repl.AnswerLimit}} {
+		if took := hangs(x.limit); took < x.want || took > x.want+2*time.Second {
+			t.Errorf("limit %v: a write was answered after %v", x.limit, took)
+		}
+	}
+	n1.vol.SetLimits(spec.Settings{AnswerLimit: time.Minute})
+	n2.n.Disk().SetStuck(true)
+	ended, _ := n1.hold(1, 2)
+	if c.w.RunFor(10 * time.Second); *ended > 0 {
+		t.Fatal("answered before the limit")
+	}
+	n1.vol.SetLimits(spec.Settings{AnswerLimit: 2 * time.Second})
+	c.w.RunFor(3 * time.Second)
+	if *ended == 0 {
+		t.Fatal("a lower limit doesn't count for what was asked before")
+	}
+
+	moved := func() uint64 { return n1.vol.Status().Stats.ResyncedBytes }
+	var before uint64
+	n1.vol.SetLimits(spec.Settings{RebuildBandwidth: 64 << 10, AnswerLimit: 2 * time.Second})
+	for round := range 2 { // the first takes what may be moved ahead of the limit
+		for i := range int64(size >> 20) {
+			n1.write(i<<20, pattern(byte(i)+byte(round)*100, 256))
+		}
+		before = moved()
+		n2.n.Disk().SetStuck(false)
+		c.w.RunFor(20 * time.Second)
+		if round == 0 {
+			c.until("in sync again", c.allInSync)
+			n2.n.Disk().SetStuck(true)
+		}
+	}
+	if n := moved() - before; n > 9<<20 || c.allInSync() { // two chunks are begun before anything was moved
+		t.Fatalf("at 64 KiB a second %d bytes were moved in 20 s", n)
+	}
+	n1.vol.SetLimits(spec.Settings{RebuildBandwidth: 100 << 20})
+	began := c.w.Now()
+	c.until("in sync", c.allInSync)
+	if took := c.w.Now() - began; took > 15*time.Second {
+		t.Fatalf("at 100 MiB a second the rest took %v", took)
+	}
+	n1.vol.SetLimits(spec.Settings{RebuildBandwidth: 0}) // no limit
+	n1.detach()
+}

@@ -125,6 +125,8 @@ type Volume struct {
 
 	queue    reqQueue // requests that came before the volume served
 	inFlight int      // requests taken and not answered
+	resent   int      // changes that an engine before this one had too, and that aren't answered
+	reads    reqQueue // that wait for those. Invariant: empty if resent is 0
 	calls    *call
 	ops      *op
 	detach   func(error)
@@ -209,12 +211,41 @@ func (v *Volume) Submit(r *block.Request) {
 	case r.Err != nil:
 		v.loop.Post(func() { r.Done(r) })
 	case v.phase == serving:
-		v.begin(r)
+		v.resend(r)
+		v.admit(r)
 	case v.phase == attaching:
+		v.resend(r)
 		v.queue.push(r)
 	default:
 		r.Err = v.errno()
 		v.loop.Post(func() { r.Done(r) })
+	}
+}
+
+func (v *Volume) resend(r *block.Request) {
+	if r.Resent && r.Op.Changes() {
+		v.resent++
+	}
+}
+
+// admit begins a request; a read only when no change waits to be executed again. The dead engine may have executed a part
+// of one: who reads that, before another change of the same place is answered and then the first one executed as a whole, sees
+// it twice, with the other in between.
+func (v *Volume) admit(r *block.Request) {
+	if r.Op == block.OpRead && v.resent > 0 && !invariant.Mutant("reads-before-resent") {
+		v.reads.push(r)
+		return
+	}
+	v.begin(r)
+}
+
+// resentDone is called when a resent change was answered.
+func (v *Volume) resentDone() {
+	if v.resent--; v.resent > 0 {
+		return
+	}
+	for r := v.reads.pop(); r != nil; r = v.reads.pop() {
+		v.begin(r)
 	}
 }
 
@@ -273,9 +304,11 @@ func (v *Volume) lose(err error) {
 		c.rc.Stop(err)
 		c.abandon()
 	}
-	for r := v.queue.pop(); r != nil; r = v.queue.pop() {
-		r.Err = syscall.EIO
-		v.loop.Post(func() { r.Done(r) })
+	for _, q := range []*reqQueue{&v.queue, &v.reads} {
+		for r := q.pop(); r != nil; r = q.pop() {
+			r.Err = syscall.EIO
+			v.loop.Post(func() { r.Done(r) })
+		}
 	}
 	v.tick.Stop()
 	v.ckpt.timer.Stop()
@@ -304,7 +337,7 @@ func (v *Volume) served() {
 	v.log.Info("volume serves")
 	v.loop.Post(v.cfg.Ready)
 	for r := v.queue.pop(); r != nil; r = v.queue.pop() {
-		v.begin(r)
+		v.admit(r)
 	}
 	v.membersChanged()
 }

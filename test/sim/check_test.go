@@ -80,8 +80,9 @@ func (v *vol) checkFlush(r *ioreq) {
 }
 
 // bar notes, when a member fences at a term, which writes of older terms it doesn't have: those must not be
-// acknowledged any more, as the new term may have no other copy (invariant 3).
-func (v *vol) bar(k *replicaCopy, term uint64) {
+// acknowledged any more, as the new term may have no other copy (invariant 3). Writes of terms below the fence that the
+// member had before were judged then; meanwhile newer terms may have overwritten them. (Seed 10749.)
+func (v *vol) bar(k *replicaCopy, before, term uint64) {
 	m := v.member(k.col, k.id)
 	if m == nil || !k.counts(*m) {
 		return
@@ -91,7 +92,7 @@ func (v *vol) bar(k *replicaCopy, term uint64) {
 		for i, op := range r.hops {
 			blk := int(r.off/block.Size) + i
 			col, off := v.locate(int64(blk) * block.Size)
-			if col == k.col && op.term < term && !v.tainted[int64(blk)] && !k.holds(off, blk, op.val, false) {
+			if col == k.col && op.term >= before && op.term < term && !v.tainted[int64(blk)] && !k.holds(off, blk, op.val, false) {
 				op.barred = max(op.barred, term)
 				v.c.count("writes barred by a fence")
 			}

@@ -2,6 +2,7 @@ package sim_test
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"keelson.io/keelson/internal/block"
@@ -100,6 +101,21 @@ func (g *guest) client(readShare float64) {
 	g.submit(r)
 }
 
+// resent returns what a new engine is asked for again: as of every frontend, what changes data first.
+func (g *guest) resent() []*ioreq {
+	all := slices.Clone(g.pending)
+	slices.SortStableFunc(all, func(a, b *ioreq) int {
+		switch {
+		case a.writes() == b.writes():
+			return 0
+		case a.writes():
+			return -1
+		}
+		return 1
+	})
+	return all
+}
+
 // meets reports whether r overlaps a request that is unanswered.
 func (g *guest) meets(r *ioreq) bool {
 	for _, p := range g.pending {
@@ -159,7 +175,7 @@ func (r *ioreq) send() {
 	if g.c.w.Tracing() {
 		g.c.w.Tracef("%s: guest: %v %d at %d len %d", g.n.name, r.op, r.val, r.off, r.len)
 	}
-	req := &block.Request{Op: r.op, FUA: r.fua, Off: r.off, Len: r.len, Data: r.buf}
+	req := &block.Request{Op: r.op, FUA: r.fua, Off: r.off, Len: r.len, Data: r.buf, Resent: r.tries > 1}
 	r.req = req
 	req.Done = func(*block.Request) {
 		if r.req != req {

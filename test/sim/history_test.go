@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"testing"
 	"time"
 
 	"github.com/anishathalye/porcupine"
@@ -387,13 +388,18 @@ func (h *history) model(s *segment) porcupine.Model {
 	}
 }
 
-// mayBe reports whether a value is allowed, or a mixture of allowed ones.
+// mayBe reports whether a value is allowed, or a mixture of allowed ones: each sector is that of one of them. They may be
+// mixtures themselves, of the loss before.
 func (h *history) mayBe(v uint64, allowed map[uint64]bool) bool {
 	if v&tornBit == 0 || allowed[v] {
 		return allowed[v]
 	}
-	for _, id := range h.torn[v] {
-		if !allowed[id] {
+	for i, id := range h.torn[v] {
+		ok := allowed[id]
+		for a := range allowed {
+			ok = ok || a&tornBit != 0 && h.torn[a][i] == id
+		}
+		if !ok {
 			return false
 		}
 	}
@@ -439,5 +445,20 @@ func mapKeys(m map[uint64]bool) func(func(uint64) bool) {
 				return
 			}
 		}
+	}
+}
+
+// TestMixturesOfMixtures: a block that two losses of power tore holds sectors of what was torn before; but of nothing else, and
+// only where they were. (Seed 10397.)
+func TestMixturesOfMixtures(t *testing.T) {
+	const first, second = 1 | tornBit, 2 | tornBit
+	h := &history{torn: map[uint64][]uint64{first: {7, 5, 5, 7, 7, 7, 5, 7}, second: {9, 8, 9, 7, 7, 9, 9, 9}}}
+	allowed := map[uint64]bool{8: true, 9: true, first: true}
+	if !h.mayBe(second, allowed) {
+		t.Error("a mixture with sectors of an older mixture is refused")
+	}
+	h.torn[second][1] = 7 // there the older mixture has 5
+	if h.mayBe(second, allowed) {
+		t.Error("a sector was accepted where nothing wrote it")
 	}
 }

@@ -45,6 +45,7 @@ var mutants = []mutant{
 	{name: "no-range-lock", quick: true, rule: "9", breaks: "nothing is locked"},
 	{name: "syncing-not-waited", rule: "10", breaks: "the range is unlocked while a syncing member hasn't answered"},
 	{name: "pieces-unlock", directed: "takeovers", rule: "11", breaks: "the pieces of a request unlock one by one"},
+	{name: "reads-before-resent", directed: "takeovers", rule: "27", breaks: "reads don't wait for the changes that are executed again"},
 	{name: "unlock-before-answer", directed: "takeovers", rule: "11", breaks: "the range is unlocked before the answer is handed over"},
 	{name: "sync-without-lock", rule: "9", breaks: "resync and reconcile take no lock"},
 	{name: "repair-without-lock", directed: "rot", rule: "9", breaks: "read-repair takes no lock"},
@@ -66,13 +67,14 @@ var mutants = []mutant{
 
 	// Checkpoint.
 	{name: "checkpoint-early", directed: "slow writes", rule: "13", breaks: "writes of the old period aren't waited for"},
-	{name: "checkpoint-before-all-flushed", rule: "14", breaks: "members checkpoint before all have flushed"},
+	{name: "checkpoint-before-all-flushed", rule: "14", breaks: "members checkpoint before all have flushed",
+		explained: "a member syncs its own head before its checkpoint; what another has not flushed is in that one's own journal, which is compared"},
 	{name: "checkpoint-without-flush", rule: "14", breaks: "a checkpoint covers data that isn't durable"},
 	{name: "checkpoint-before-sums", directed: "outages", rule: "14", breaks: "the checkpoint is durable before sums and gens"},
 	{name: "sums-not-synced", rule: "14", breaks: "sums aren't synced before the checkpoint"},
 	{name: "gens-not-synced", directed: "away and dark", rule: "14", breaks: "gens aren't synced before the checkpoint"},
 	{name: "gens-write-lost", quick: true, rule: "14", breaks: "a block of gens isn't written"},
-	{name: "late-sums-forgotten", directed: "outages", rule: "14", breaks: "sums recomputed during a checkpoint leave the journal with it"},
+	{name: "late-sums-forgotten", directed: "last disk fails", rule: "14", breaks: "sums recomputed during a checkpoint leave the journal with it"},
 	{name: "checkpoint-unreconciled", directed: "strangers", rule: "15", breaks: "a checkpoint drops chunks that aren't reconciled"},
 	{name: "touch-keeps-gen", directed: "reconciling", rule: "16", breaks: "after a crash journaled chunks keep their old gen"},
 	{name: "syncing-checkpoints", directed: "broken rejoins", rule: "17", breaks: "a syncing member checkpoints"},
@@ -86,7 +88,7 @@ var mutants = []mutant{
 	{name: "promoting-not-required", rule: "22", breaks: "answers of a member being promoted aren't required"},
 	{name: "resync-wrong-way", quick: true, breaks: "resync copies from the stale member"},
 	{name: "keep-catching", directed: "broken rejoins", breaks: "a member that catches up keeps what the last copy failed to write"},
-	{name: "sync-from-left-member", breaks: "a chunk is copied from a member that left meanwhile"},
+	{name: "sync-from-left-member", directed: "left while copied", breaks: "a chunk is copied from a member that left meanwhile"},
 
 	// Reads.
 	{name: "no-read-wait", directed: "old reads", rule: "23", breaks: "a newcomer doesn't wait until older reads have ended"},

@@ -218,7 +218,7 @@ func (e *engine) attached(v *vol, rec spec.Volume, rev meta.Rev, prev repl.Prev)
 			c.counts["resent requests"] += len(g.pending)
 			v.reach(phaseResent)
 		}
-		for _, r := range g.pending {
+		for _, r := range g.resent() {
 			r.term = term
 			for _, op := range r.hops {
 				op.term = term

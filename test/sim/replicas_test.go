@@ -188,8 +188,8 @@ func (k *replicaCopy) fenced(q *wire.Request) {
 	if q.Term < k.fence {
 		c.fail("invariant 3: replica %s on %s has fenced at term %d, and then at %d", k.id, k.n.name, k.fence, q.Term)
 	}
+	k.v.bar(k, k.fence, q.Term)
 	k.fence = q.Term
-	k.v.bar(k, q.Term)
 	if q.Fence == nil || q.Fence.AllChunks {
 		return
 	}

@@ -48,7 +48,8 @@ func (d *Disk) SetStuck(stuck bool) {
 	}
 }
 
-// Fail makes every operation of the named sorts fail with EIO, until it is called again.
+// Fail makes every operation of the named sorts fail with EIO, until it is called again. Of a write that fails, some may have
+// reached the disk even so.
 func (d *Disk) Fail(reads, writes, syncs bool) {
 	d.failReads, d.failWrites, d.failSync = reads, writes, syncs
 }

@@ -168,7 +168,13 @@ func (io *ioOp) effect() {
 		c := io.takeChange()
 		if d.failWrites {
 			io.err = syscall.EIO
-			f.release(c)
+			if c.kind != chWrite || d.w.rng.IntN(2) == 0 || !d.fits(f, c) {
+				f.release(c)
+				return
+			}
+			d.w.shorten(c)
+			f.happen(c)
+			io.did = c
 			return
 		}
 		if !d.fits(f, c) {
@@ -183,6 +189,16 @@ func (io *ioOp) effect() {
 			f.persist(func(_ int, o *change) bool { return o == c })
 		}
 	}
+}
+
+// shorten leaves the beginning of a write: only that reached the disk.
+func (w *World) shorten(c *change) {
+	keep := w.rng.IntN(len(c.pages)) + 1
+	for _, p := range c.pages[keep:] {
+		w.drop(p)
+	}
+	c.pages = c.pages[:keep]
+	c.n = int64(keep) * pageSize
 }
 
 // effectOfDead is the late effect of an operation whose process was killed.
@@ -201,13 +217,7 @@ func (io *ioOp) effectOfDead() {
 		return
 	}
 	if c.kind == chWrite && w.rng.IntN(4) == 0 {
-		// Only its beginning reached the disk.
-		keep := w.rng.IntN(len(c.pages)) + 1
-		for _, p := range c.pages[keep:] {
-			w.drop(p)
-		}
-		c.pages = c.pages[:keep]
-		c.n = int64(keep) * pageSize
+		w.shorten(c)
 	}
 	w.stats.LateIO++
 	w.Tracef("%s: late %v of a dead process at %d, %d bytes", io.ino.name, io.kind, c.off, c.n)

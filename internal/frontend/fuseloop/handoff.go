@@ -185,6 +185,7 @@ func (s *session) askAgain() error {
 		case syscall.EINTR:
 			continue
 		case nil:
+			s.resending = true
 			return nil
 		case syscall.EINVAL:
 			return fmt.Errorf("ask the kernel to resend requests (needs Linux 6.9): %w", err)

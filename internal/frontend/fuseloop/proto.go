@@ -73,6 +73,9 @@ const (
 
 var order = binary.NativeEndian
 
+// resentBit marks the unique number of a request that the kernel resends (FUSE_UNIQUE_RESEND, Linux 6.9).
+const resentBit = 1 << 63
+
 // header is the start of every request of the kernel.
 type header struct {
 	length uint32

@@ -57,9 +57,12 @@ type session struct {
 	free     *slot
 	slots    int
 	inFlight int
-	starved  *slot // a READ that waits for memory; nothing is read meanwhile
-	stalled  bool
-	retry    aio.Timer
+	// READs that wait: for memory, while nothing is read; or, while resending, for the kernel to have resent all that
+	// changes data.
+	reads     []*slot
+	resending bool
+	stalled   bool
+	retry     aio.Timer
 
 	suspending bool
 	stopped    bool
@@ -117,13 +120,13 @@ func (s *session) rest() {
 // stalled until there is.
 func (s *session) ready() bool {
 	s.stalled = true
-	if s.starved != nil {
-		m := s.starved
+	for len(s.reads) > 0 && !s.resending {
+		m := s.reads[0]
 		if m.Data = s.loop.Buffers().Get(int(m.Len)); m.Data == nil {
 			s.retry.Reset(retryTime)
 			return false
 		}
-		s.starved = nil
+		s.reads = s.reads[1:]
 		s.dev.Submit(&m.Request)
 	}
 	if s.free == nil && s.slots == maxInFlight {
@@ -163,6 +166,7 @@ func (s *session) took(n int, err error) bool {
 		s.handle(n)
 		return true
 	case err == syscall.EAGAIN:
+		s.resending = false // they come before all others, at once
 		return false
 	case err == syscall.EINTR, err == syscall.ENOENT: // ENOENT: interrupted before it was read
 		return true
@@ -198,6 +202,9 @@ func (s *session) handle(n int) {
 		s.log.Error("FUSE request has a wrong length", "bytes", n, "says", h.length)
 		s.fail(h.unique, syscall.EIO)
 		return
+	}
+	if s.resending && h.unique&resentBit == 0 {
+		s.resending = false
 	}
 	switch h.opcode {
 	case opRead:
@@ -247,11 +254,11 @@ func (s *session) transfer(h header, n int, op block.Op) {
 	}
 	m := s.get(h.unique, op, int64(t.off), int64(t.size))
 	m.FUA = op == block.OpWrite && t.flags&unix.O_DSYNC != 0
-	if op == block.OpRead {
+	if op == block.OpRead && !s.resending && len(s.reads) == 0 {
 		data = s.loop.Buffers().Get(int(t.size))
 	}
 	if m.Data = data; data == nil {
-		s.starved = m
+		s.reads = append(s.reads, m)
 		return
 	}
 	s.dev.Submit(&m.Request)
@@ -321,6 +328,7 @@ func (s *session) get(unique uint64, op block.Op, off, n int64) *slot {
 	}
 	s.inFlight++
 	m.unique, m.Op, m.Off, m.Len, m.Err, m.next = unique, op, off, n, nil, nil
+	m.Resent = unique&resentBit != 0
 	return m
 }
 
@@ -385,11 +393,10 @@ func (s *session) write(n int, data []byte, unique uint64) {
 // answered. The connection lives on in another descriptor.
 func (s *session) suspend() {
 	s.suspending = true
-	if s.starved != nil {
-		m := s.starved
-		s.starved = nil
+	for _, m := range s.reads {
 		s.release(m)
 	}
+	s.reads = nil
 	s.finish()
 }
 

@@ -62,8 +62,8 @@ func up(t *testing.T, name string) *lab.Lab {
 	var made *lab.Lab
 	t.Cleanup(func() {
 		if t.Failed() {
-			if b, err := os.ReadFile(filepath.Join(lab.Dir(name), "n1", "server.log")); err == nil {
-				t.Logf("log of n1:\n%s", b[max(0, len(b)-6000):])
+			if made != nil {
+				t.Logf("log of n1:\n%s", lastLog(made, 6000))
 			}
 		}
 		group := ""
@@ -83,6 +83,15 @@ func up(t *testing.T, name string) *lab.Lab {
 		t.Fatal(err)
 	}
 	return l
+}
+
+// lastLog is the end of n1's log.
+func lastLog(l *lab.Lab, n int) string {
+	b, err := os.ReadFile(filepath.Join(l.NodeDir("n1"), "server.log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(b[max(0, len(b)-n):])
 }
 
 // mounted is a file system on an attached volume of n1, mounted here.
@@ -234,6 +243,11 @@ func kill(t *testing.T, l *lab.Lab, names ...string) {
 					t.Fatal(err)
 				}
 			}
+			for _, n := range names {
+				for unix.Kill(pids[n], 0) == nil && time.Now().Before(deadline) {
+					time.Sleep(time.Millisecond) // what it still does isn't a successor's work
+				}
+			}
 			return
 		}
 		if time.Now().After(deadline) {
@@ -241,6 +255,9 @@ func kill(t *testing.T, l *lab.Lab, names ...string) {
 		}
 	}
 }
+
+// limit is how long I/O may pause. It is far beyond what is seen, also on a busy machine; what passes it waits for something.
+const limit = 3 * time.Second
 
 func TestKills(t *testing.T) {
 	l := up(t, "takeover")
@@ -251,7 +268,11 @@ func TestKills(t *testing.T) {
 	strike := func(names ...string) {
 		kill(t, l, names...)
 		what := strings.Join(names, ",")
-		pauses[what] = append(pauses[what], load.after())
+		pause := load.after()
+		pauses[what] = append(pauses[what], pause)
+		if pause > limit {
+			t.Errorf("%s: I/O paused for %v, at most %v is promised; log of n1:\n%s", what, pause, limit, lastLog(l, 12000))
+		}
 	}
 	defer func() { told(t, pauses) }()
 	n := rounds(t, 60)
