@@ -52,8 +52,9 @@ func Supervise(ctx context.Context, cfg Config, args []string) error {
 			Binary: binary, Children: cfg.children(args), Log: log, Keepers: keepers, Left: h.left,
 		}, h.upgrade, hup, &h.left)
 		if upgrade == nil {
-			if err == nil {
-				// Whoever stops a node wants its devices gone, and not to wait for ever.
+			// Whoever stops a node wants its devices gone, and not to wait for ever. A node that a person has to mend keeps
+			// those that it has.
+			if err == nil || keepsNothing(keepers) {
 				hold.end()
 			}
 			for _, k := range keepers {
@@ -67,6 +68,15 @@ func Supervise(ctx context.Context, cfg Config, args []string) error {
 		upgrade.undo(cfg, binary, fmt.Errorf("start %s: %w", binary, err), log)
 		h.upgrade = nil
 	}
+}
+
+func keepsNothing(keepers map[string]*fdstore.Keeper) bool {
+	for _, k := range keepers {
+		if k.Len() > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // superviseOnce runs the children until ctx ends, or until this process is to be replaced: then they are in left, and upgrade

@@ -3,6 +3,7 @@ package system
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -157,6 +158,9 @@ func (c *cluster) server(name string, change map[string]any) (code int, said str
 	_, after, _ := strings.Cut(said, "exit=")
 	if _, err := fmt.Sscan(after, &code); err != nil {
 		c.t.Fatalf("no exit code in %q", said)
+	}
+	if out, _ := exec.Command("pgrep", "-f", "holder --config "+dir+"/").Output(); code == permanent && len(out) > 0 {
+		c.t.Errorf("a server that ended left its holder: process %s", strings.TrimSpace(string(out)))
 	}
 	return code, said
 }
