@@ -38,36 +38,33 @@ func (c *column) askWith(m int, r *wire.Request, memory *lent, done func(*wire.R
 }
 
 // fetch fills data, from off on, with intact blocks from whichever in-sync member has them, and writes them back to those
-// that don't. The range is locked by the caller. EIO if no copy of some block is intact. done is called later.
-func (c *column) fetch(off int64, data []byte, done func(error)) {
+// that don't. first, unless it is negative, is asked before the others: whose damage was met, so that it is met again here and mended,
+// wherever that member is in the record. The range is locked by the caller. EIO if no copy of some block is intact. done is
+// called later.
+func (c *column) fetch(first int, off int64, data []byte, done func(error)) {
 	if len(data) == 0 {
 		c.v.loop.Post(func() { done(nil) })
 		return
 	}
-	c.fetchBlock(off, data[:block.Size], 0, 0, func(err error) {
+	c.fetchBlock(first, off, data[:block.Size], 0, 0, func(err error) {
 		if err != nil || len(data) == block.Size {
 			done(err)
 			return
 		}
-		c.fetch(off+block.Size, data[block.Size:], done)
+		c.fetch(first, off+block.Size, data[block.Size:], done)
 	})
 }
 
 // fetchBlock tries the in-sync members that are not in tried; bad has those whose copy isn't intact. It waits for one that
 // can't be asked now: that comes back, or leaves.
-func (c *column) fetchBlock(off int64, data []byte, tried, bad uint32, done func(error)) {
+func (c *column) fetchBlock(first int, off int64, data []byte, tried, bad uint32, done func(error)) {
 	if c.v.phase == lost {
 		c.v.loop.Post(func() { done(syscall.EIO) })
 		return
 	}
-	m := -1
-	for rest := c.rc.InSync() &^ tried; rest != 0 && m < 0; rest &= rest - 1 {
-		if _, open := c.rc.Session(bits.TrailingZeros32(rest)); open {
-			m = bits.TrailingZeros32(rest)
-		}
-	}
+	m := c.nextCopy(first, tried)
 	if m < 0 && c.rc.InSync()&^tried != 0 {
-		c.fetches = append(c.fetches, func() { c.fetchBlock(off, data, tried, bad, done) })
+		c.fetches = append(c.fetches, func() { c.fetchBlock(first, off, data, tried, bad, done) })
 		c.v.armTick()
 		return
 	}
@@ -79,7 +76,7 @@ func (c *column) fetchBlock(off int64, data []byte, tried, bad uint32, done func
 	}
 	memory := borrow(c.v.loop, block.Size)
 	if memory == nil {
-		c.fetches = append(c.fetches, func() { c.fetchBlock(off, data, tried, bad, done) })
+		c.fetches = append(c.fetches, func() { c.fetchBlock(first, off, data, tried, bad, done) })
 		c.v.armTick()
 		return
 	}
@@ -96,13 +93,25 @@ func (c *column) fetchBlock(off int64, data []byte, tried, bad uint32, done func
 		memory.release()
 		switch {
 		case r.Status == wire.StatusBadSum || r.Status == wire.StatusIOError || r.Status == wire.StatusOK:
-			c.fetchBlock(off, data, tried|1<<m, bad|1<<m, done)
+			c.fetchBlock(first, off, data, tried|1<<m, bad|1<<m, done)
 		case r.Status == wire.StatusLost || r.Status == wire.StatusOldSession || r.Status == wire.StatusNotFound:
-			c.fetchBlock(off, data, tried, bad, done) // its session is closed now
+			c.fetchBlock(first, off, data, tried, bad, done) // its session is closed now
 		default:
-			c.fetchBlock(off, data, tried|1<<m, bad, done)
+			c.fetchBlock(first, off, data, tried|1<<m, bad, done)
 		}
 	})
+}
+
+// nextCopy returns an in-sync member that can be asked and wasn't tried, first if it is such a one; -1 if there is none.
+func (c *column) nextCopy(first int, tried uint32) int {
+	best := -1
+	for rest := c.rc.InSync() &^ tried; rest != 0; rest &= rest - 1 {
+		m := bits.TrailingZeros32(rest)
+		if _, open := c.rc.Session(m); open && (best < 0 || m == first) {
+			best = m
+		}
+	}
+	return best
 }
 
 // retryFetches goes on with fetches that found no member to ask.

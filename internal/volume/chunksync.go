@@ -222,7 +222,7 @@ func (s *chunkSync) replace(r *wire.Request, i int, done func(error)) {
 			continue
 		}
 		at := int64(i) * block.Size
-		s.c.fetch(r.Off+at, r.Data[at:at+block.Size], func(err error) {
+		s.c.fetch(-1, r.Off+at, r.Data[at:at+block.Size], func(err error) {
 			if err != nil {
 				done(err)
 				return

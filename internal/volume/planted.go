@@ -42,7 +42,7 @@ func (o *op) plantedCopies() uint32 {
 // plantedRepair repairs what a read found without its range locked, and then reads again.
 func (o *op) plantedRepair() {
 	o.col.lock.Unlock(&o.rng)
-	o.col.fetch(o.off, o.data, func(error) {
+	o.col.fetch(o.at, o.off, o.data, func(error) {
 		if o.col.lock.Lock(&o.rng, o.off, o.n, true) {
 			o.granted()
 		}

@@ -196,10 +196,10 @@ func (o *op) repair(m int) {
 	}
 }
 
-// fetch is the second half of repair, with the range locked alone.
+// fetch is the second half of repair, with the range locked alone. The member that was read is asked first.
 func (o *op) fetch() {
 	o.repairing = false
-	o.col.fetch(o.off, o.data, func(err error) {
+	o.col.fetch(o.at, o.off, o.data, func(err error) {
 		if err != nil {
 			o.endLocked(err)
 			return

@@ -389,6 +389,25 @@ func TestRepairOnRead(t *testing.T) {
 	}
 }
 
+// The damaged copy is mended also where an intact one comes before it in the record: the one that was read is asked again first.
+func TestRepairOnReadOfALaterMember(t *testing.T) {
+	c := newCluster(t, 5, 3, 1)
+	n3 := c.nodes["n3"]
+	n3.attach(repl.PrevDetached)
+	n3.write(0, pattern(7, 4))
+	n3.do(block.OpFlush, 0, nil, 0)
+	if !n3.n.Disk().FlipBit("/pool/0000000000000003/head", 4096+17) {
+		t.Fatal("no bit to flip")
+	}
+	for range 2 {
+		n3.want(0, pattern(7, 4))
+		if s := n3.vol.Status().Stats; s.Repaired != 1 {
+			t.Fatalf("repaired %d blocks", s.Repaired)
+		}
+	}
+	c.same(0, 0, pattern(7, 4))
+}
+
 // A write that spans two columns, one of whose chunks isn't reconciled yet, and a large trim that came before it: neither
 // may hold a part of what the other waits for.
 func TestStripedWriteAndTrimWhileReconciling(t *testing.T) {

@@ -287,8 +287,8 @@ func (g *guest) reissue(chosen func(blk int) bool) {
 	}
 }
 
-// checkSums reads a whole replica, which then no coordinator uses, and so checks every block against its sum; and that no
-// chunk with data is without a gen.
+// checkSums reads a whole replica, which then no coordinator uses, and so checks every block against its sum, but for damage that
+// may be there still; and that no chunk with data is without a gen.
 func (v *vol) checkSums(m spec.Member) {
 	c, k := v.c, v.c.copies[m.Replica]
 	n := k.n
@@ -320,22 +320,13 @@ func (v *vol) checkSums(m spec.Member) {
 		if l.Dead() {
 			return // a late crash
 		}
-		if r.Status != wire.StatusOK && !v.taintedIn(k.col, off, r.Len) {
+		if r.Status != wire.StatusOK && !k.excused(r) {
 			c.fail("replica %s on %s at %d: %v after everything healed (%x)", k.id, n.name, off, r.Status, r.Bad[:4])
 		}
 		if chunk := off / block.ChunkSize; r.Status == wire.StatusOK && gens.Sums[chunk] == 0 && !block.IsZero(r.Data) {
 			c.fail("chunk %d of replica %s on %s has data and no gen", chunk, k.id, n.name)
 		}
 	}
-}
-
-func (v *vol) taintedIn(col int, colOff, n int64) bool {
-	for at := range v.tainted {
-		if in, off := v.locate(at * block.Size); in == col && off >= colOff && off < colOff+n {
-			return true
-		}
-	}
-	return false
 }
 
 // checkReplicas checks, when the volume was detached, that the copies of each column are identical, and durable.

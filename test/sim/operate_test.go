@@ -164,8 +164,11 @@ func (v *vol) rot(kind faultKind) bool {
 	}
 	d := k.n.sn.Disk()
 	damage := func(name string, off int64) bool {
-		if rng.IntN(4) == 0 {
+		switch {
+		case rng.IntN(4) == 0:
 			return d.BreakSector(k.dir+"/"+name, off)
+		case name == "sums":
+			return k.flipSum(off + rng.Int64N(block.Size))
 		}
 		return d.FlipBit(k.dir+"/"+name, off+rng.Int64N(block.Size))
 	}
@@ -196,7 +199,7 @@ func (v *vol) rotMeta(k *replicaCopy) bool {
 	} else if k.metaWrites < 2 || d.Busy(name) || !d.FlipBit(name, off+rng.Int64N(block.Size)) {
 		return false // a slot may be torn, and the other is all there is
 	} else {
-		k.metaWrites, k.fence = 0, 0
+		k.metaWrites, k.fence, k.wentBack = 0, 0, true
 	}
 	k.n.crash()
 	v.c.restartLater(k.n, v.c.somewhile()/2)

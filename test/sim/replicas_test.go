@@ -30,6 +30,9 @@ type replicaCopy struct {
 	touched map[int64]uint64
 	// metaWrites counts how often meta was written since an engine was started or meta was damaged.
 	metaWrites int
+	// wentBack: damage to meta took the replica back in time. It knows less than the record says, and must not serve.
+	wentBack bool
+	rotten   rotten
 }
 
 func newReplicaCopy(v *vol, col int, n *node, id string) *replicaCopy {
@@ -108,7 +111,7 @@ type watched struct {
 // Submit implements wire.Member.
 func (w *watched) Submit(q *wire.Request) {
 	k := w.k
-	done, mark := q.Done, uint64(0)
+	done, mark, healed := q.Done, uint64(0), !k.v.c.faulty
 	switch q.Kind {
 	case wire.KindFlush:
 		mark = k.n.sn.Disk().Answered(k.head)
@@ -124,6 +127,9 @@ func (w *watched) Submit(q *wire.Request) {
 		q.Done = done
 		if i := slices.Index(k.running, q); i >= 0 && !w.e.l.Dead() {
 			k.running = slices.Delete(k.running, i, i+1)
+			if healed {
+				k.metRot(q)
+			}
 			if q.Status == wire.StatusOK {
 				k.answered(q, mark)
 			}

@@ -38,6 +38,11 @@ func (v *vol) lastScrub() {
 	if next.Scrub.Active {
 		next.Scrub.Cancel(wall)
 	}
+	for range 3 {
+		if c.scrubAlways && v.flip() {
+			c.count("rotten before the last scrub")
+		}
+	}
 	next.Scrub.Begin(wall, false)
 	number := next.Scrub.Number
 	c.s.put(v, next)
@@ -106,7 +111,7 @@ func TestScrubbed(t *testing.T) {
 			total[k] += n
 		}
 	}
-	if total["scrubbed"] == 0 || total["scrub repaired"] == 0 {
+	if total["scrubbed"] == 0 || total["scrub repaired"] < total["rotten before the last scrub"]/2 || total["scrub repaired"] == 0 {
 		t.Errorf("scrubs did nothing: %v", total)
 	}
 	t.Logf("%d scrubs at the end, which repaired %d blocks", total["scrubbed"], total["scrub repaired"])
