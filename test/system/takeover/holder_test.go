@@ -42,12 +42,12 @@ func TestHolder(t *testing.T) {
 	load.after()
 	for _, sig := range []unix.Signal{unix.SIGKILL, unix.SIGSTOP} {
 		t.Run(sig.String(), func(t *testing.T) {
-			before, lines, noise := l.Status()[0].PIDs["holder"], said(t, l, "the holder has the descriptors"), said(t, l, "holder")
+			before, lines, noise := l.Status()[0].PIDs["holder"], said(t, l, "the holder has the descriptors"), said(t, l, "the holder")
 			if err := unix.Kill(before, sig); err != nil {
 				t.Fatal(err)
 			}
 			another(t, l, before, lines)
-			if n := said(t, l, "holder") - noise; n > 8 {
+			if n := said(t, l, "the holder") - noise; n > 8 {
 				t.Errorf("the log has %d lines about it", n)
 			}
 			// What the new one has is put to use.
