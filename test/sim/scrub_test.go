@@ -39,7 +39,7 @@ func (v *vol) lastScrub() {
 		next.Scrub.Cancel(wall)
 	}
 	for range 3 {
-		if c.scrubAlways && v.flip() {
+		if c.scrubAlways && v.flipBit() {
 			c.count("rotten before the last scrub")
 		}
 	}
@@ -66,6 +66,21 @@ func (v *vol) lastScrub() {
 		c.fail("%s: a scrub found %+v", v.rec.Name, f)
 	}
 	v.healed = f.Differing+f.Unreadable == 0 && !f.Partial
+}
+
+// flipBit flips a bit of a block in one of its intact copies. (A sector that can't be read wouldn't do: where nothing was ever written
+// a scrub doesn't read.)
+func (v *vol) flipBit() bool {
+	rng := v.c.w.Rand()
+	at := v.hot[rng.IntN(len(v.hot))]
+	col, off := v.locate(at * block.Size)
+	good := v.intact(col)
+	if len(good) < 2 || v.tainted[at] {
+		return false
+	}
+	k := good[rng.IntN(len(good))]
+	v.tainted[at] = k.n.sn.Disk().FlipBit(k.head, off+rng.Int64N(block.Size))
+	return v.tainted[at]
 }
 
 // checkHealed checks that the copies are the same in every block, also those that were damaged, after a scrub that left nothing.
