@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"keelson.io/keelson/internal/spec"
@@ -50,10 +49,8 @@ func (t APIToken) String() string { return apiTokenPrefix + t.CAHash + "::" + t.
 
 // ParseAPIToken reads an API token. The error is ErrAPITokenForm.
 func ParseAPIToken(s string) (APIToken, error) {
-	rest, ok := strings.CutPrefix(strings.TrimSpace(s), apiTokenPrefix)
-	hash, rest, ok2 := strings.Cut(rest, "::")
-	id, secret, ok3 := strings.Cut(rest, ".")
-	if !ok || !ok2 || !ok3 || !isHex(hash, 64) || !isHex(id, 16) || !isHex(secret, 64) {
+	hash, id, secret, ok := cutToken(s, apiTokenPrefix, 64)
+	if !ok {
 		return APIToken{}, ErrAPITokenForm
 	}
 	return APIToken{CAHash: hash, ID: id, Secret: secret}, nil

@@ -48,15 +48,21 @@ func hashSecret(s string) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// cutToken takes a token of either kind apart: PREFIX<hash of the CA>::<id>.<secret>, all in hex.
+func cutToken(s, prefix string, secretLen int) (hash, id, secret string, ok bool) {
+	rest, ok1 := strings.CutPrefix(strings.TrimSpace(s), prefix)
+	hash, rest, ok2 := strings.Cut(rest, "::")
+	id, secret, ok3 := strings.Cut(rest, ".")
+	return hash, id, secret, ok1 && ok2 && ok3 && isHex(hash, 64) && isHex(id, 16) && isHex(secret, secretLen)
+}
+
 // String is the token as it's typed.
 func (t Token) String() string { return tokenPrefix + t.CAHash + "::" + t.ID + "." + t.Secret }
 
 // ParseToken reads a token. The error is ErrTokenForm.
 func ParseToken(s string) (Token, error) {
-	rest, ok := strings.CutPrefix(strings.TrimSpace(s), tokenPrefix)
-	hash, rest, ok2 := strings.Cut(rest, "::")
-	id, secret, ok3 := strings.Cut(rest, ".")
-	if !ok || !ok2 || !ok3 || !isHex(hash, 64) || !isHex(id, 16) || !isHex(secret, 32) {
+	hash, id, secret, ok := cutToken(s, tokenPrefix, 32)
+	if !ok {
 		return Token{}, ErrTokenForm
 	}
 	return Token{CAHash: hash, ID: id, Secret: secret}, nil

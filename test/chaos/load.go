@@ -119,7 +119,7 @@ func startFio(r *run, node, device string) (*processLoad, error) {
 
 func fioOnce(ctx context.Context, r *run, node, device string) error {
 	cmd, err := r.lab.Command(ctx, node, "fio", "--name=verify", "--filename="+device, "--direct=1", "--rw=randwrite", "--bs=4k-32k",
-		"--size=12M", "--offset="+fmt.Sprint(r.fioRuns.Add(1)%4*12)+"M", "--ioengine=libaio", "--iodepth=4", "--rate_iops=150", "--verify=crc32c",
+		"--size=12M", "--offset="+fmt.Sprint(r.fioRuns.Add(1)%4*12)+"M", "--ioengine=libaio", "--iodepth=4", "--rate_iops=150", "--verify=crc32c", "--verify_state_save=0",
 		"--verify_fatal=1", "--do_verify=1", "--randrepeat=0", "--output-format=terse")
 	if err != nil {
 		return err

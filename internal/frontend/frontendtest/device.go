@@ -46,6 +46,9 @@ func OnLoop(loop aio.Loop, fn func()) {
 	<-done
 }
 
+// Loop is the device's loop. Any goroutine.
+func (d *Device) Loop() aio.Loop { return d.loop }
+
 // Size implements frontend.Device.
 func (d *Device) Size() int64 { return int64(len(d.data)) }
 

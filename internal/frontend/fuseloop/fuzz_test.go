@@ -50,7 +50,7 @@ func FuzzRequests(f *testing.F) {
 	f.Add(true, request(opFsync, fileNode, uint64(0), uint64(0)))
 	f.Add(true, request(opForget, fileNode, uint64(1)))
 	f.Add(false, []byte{1, 2, 3})
-	kernel, dev := fuzzSession(f)
+	kernel, dev := socketSession(f, false)
 	unique := uint64(1)
 	f.Fuzz(func(t *testing.T, length bool, p []byte) {
 		if len(p) == 0 || len(p) > 64<<10 {
@@ -87,8 +87,9 @@ func FuzzRequests(f *testing.F) {
 	})
 }
 
-// fuzzSession is a session whose kernel is the other end of a socket.
-func fuzzSession(f *testing.F) (kernel int, dev *frontendtest.Device) {
+// socketSession is a session whose kernel is the other end of a socket. resending says that it was taken over, and the kernel
+// is about to resend.
+func socketSession(f testing.TB, resending bool) (kernel int, dev *frontendtest.Device) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		f.Fatal(err)
@@ -110,6 +111,7 @@ func fuzzSession(f *testing.F) (kernel int, dev *frontendtest.Device) {
 		var err error
 		if s, err = newSession(Config{Loop: loop, Device: dev, Name: "vol", Log: slog.New(slog.DiscardHandler)}, fds[0]); err == nil {
 			err = unix.SetNonblock(fds[0], true) // the loop makes sockets block
+			s.resending = resending
 			s.arm()
 		}
 		made <- err
@@ -127,7 +129,8 @@ func fuzzSession(f *testing.F) (kernel int, dev *frontendtest.Device) {
 	return fds[1], dev
 }
 
-func send(t *testing.T, fd int, p []byte) {
+func send(t testing.TB, fd int, p []byte) {
+	t.Helper()
 	if err := unix.Send(fd, p, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +139,7 @@ func send(t *testing.T, fd int, p []byte) {
 var answer = make([]byte, 2<<20)
 
 // receive returns whose answer came.
-func receive(t *testing.T, fd int) (unique uint64) {
+func receive(t testing.TB, fd int) (unique uint64) {
 	n, _, err := unix.Recvfrom(fd, answer, 0)
 	for err == unix.EINTR {
 		n, _, err = unix.Recvfrom(fd, answer, 0)

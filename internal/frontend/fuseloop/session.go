@@ -120,6 +120,10 @@ func (s *session) rest() {
 // stalled until there is.
 func (s *session) ready() bool {
 	s.stalled = true
+	full := s.free == nil && s.slots == maxInFlight
+	if full {
+		s.resending = false // no server before this one had more in flight, so all of them have come
+	}
 	for len(s.reads) > 0 && !s.resending {
 		m := s.reads[0]
 		if m.Data = s.loop.Buffers().Get(int(m.Len)); m.Data == nil {
@@ -129,7 +133,7 @@ func (s *session) ready() bool {
 		s.reads = s.reads[1:]
 		s.dev.Submit(&m.Request)
 	}
-	if s.free == nil && s.slots == maxInFlight {
+	if full {
 		return false
 	}
 	if s.landing == nil {

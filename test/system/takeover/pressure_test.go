@@ -81,7 +81,7 @@ func TestMemoryPressure(t *testing.T) {
 	mnt := mounted(t, l, "2Gi")
 	engineIsApart(t, l)
 	fio := func(more ...string) *exec.Cmd {
-		args := []string{"--name=w", "--directory=" + mnt, "--rw=write", "--bs=64k", "--ioengine=psync", "--fallocate=none", "--verify=crc32c", "--verify_fatal=1",
+		args := []string{"--name=w", "--directory=" + mnt, "--rw=write", "--bs=64k", "--ioengine=psync", "--fallocate=none", "--verify=crc32c", "--verify_state_save=0", "--verify_fatal=1",
 			fmt.Sprintf("--numjobs=%d", writers), fmt.Sprintf("--size=%d", writerSize)}
 		return exec.Command("sh", append([]string{"-c", `echo $$ > "$0/cgroup.procs" && exec fio "$@"`, group}, append(args, more...)...)...)
 	}

@@ -140,7 +140,7 @@ func start(t *testing.T, mnt string) *load {
 	t.Helper()
 	l := &load{t: t, fio: make(chan error, 1), stop: make(chan struct{}), probed: make(chan error, 1)}
 	fio := exec.Command("fio", "--name=load", "--directory="+mnt, "--size=64m", "--rw=randwrite", "--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=8",
-		"--verify=crc32c", "--verify_backlog=512", "--verify_fatal=1", "--rate_iops=400", "--time_based", "--runtime=3600")
+		"--verify=crc32c", "--verify_state_save=0", "--verify_backlog=512", "--verify_fatal=1", "--rate_iops=400", "--time_based", "--runtime=3600")
 	out := &strings.Builder{}
 	fio.Stdout, fio.Stderr = out, out
 	if err := fio.Start(); err != nil {
