@@ -127,6 +127,12 @@ type File interface {
 	// Zero makes the range read as zeros and keeps it allocated. Any n.
 	Zero(op *Op, off, n int64)
 
+	// Clone makes [off, off+n) what src, another file of the same file system, has there, and shares the space with it as
+	// long as neither changes; holes become holes. It isn't durable before a Sync of this file that was started after
+	// its callback; then it is, whether src is synced or not. The range ends at, or before, the end of src, and nothing
+	// changes src there meanwhile.
+	Clone(op *Op, src File, off, n int64)
+
 	// Truncate sets the size. Blocks: call it inside Work.
 	Truncate(size int64) error
 	// Size returns the size. Blocks: call it inside Work.

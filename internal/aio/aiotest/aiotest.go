@@ -52,6 +52,7 @@ func Run(t *testing.T, factory func(t *testing.T) World) {
 		{"FilePunchAndZero", testFilePunchZero},
 		{"FileSizes", testFileSizes},
 		{"FileDrain", testFileDrain},
+		{"FileClone", testFileClone},
 		{"FileBusyOpPanics", testFileBusyOp},
 		{"FileErrors", testFileErrors},
 		{"FileAgainstModel", testFileModel},

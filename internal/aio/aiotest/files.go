@@ -110,6 +110,43 @@ func testFilePunchZero(s *suite) {
 	}
 }
 
+// testFileClone checks that a clone has what the source had, holes too, and that neither sees what the other becomes.
+func testFileClone(s *suite) {
+	src, dst := s.open("src", os.O_CREATE), s.open("dst", os.O_CREATE)
+	defer s.closeFile(src)
+	defer s.closeFile(dst)
+	const size, at = 1 << 20, 4 << 20
+	b := s.get(size)
+	pattern(b, 3)
+	want := slices.Clone(b)
+	clear(want[64<<10 : 128<<10])
+	s.write(src, b, at)
+	_, err := s.op("a punch", func(op *aio.Op) { src.Punch(op, at+64<<10, 64<<10) })
+	s.must(err)
+	pattern(b, 4)
+	s.write(dst, b, at) // which gives way, where the source has a hole too
+	s.write(dst, b, 0)
+	if _, err := s.op("a clone", func(op *aio.Op) { dst.Clone(op, src, at, size) }); err != nil {
+		s.Fatal(err)
+	}
+	s.sync(dst)
+	s.read(dst, b, at)
+	s.same(b, want, "a clone")
+	pattern(b, 5)
+	s.write(src, b[:128<<10], at)
+	pattern(b, 6)
+	s.write(dst, b[:Block], at+512<<10)
+	s.read(dst, b, at)
+	s.same(b[:512<<10], want[:512<<10], "a clone whose source was changed")
+	s.read(src, b, at)
+	s.same(b[512<<10:], want[512<<10:], "a source whose clone was changed")
+	s.read(dst, b, 0)
+	s.same(b, patterned(size, 4), "what lies beside a clone")
+	if _, err := s.op("a clone of what isn't there", func(op *aio.Op) { dst.Clone(op, src, at, 2*size) }); err == nil {
+		s.Fatal("a clone went over the end of its source")
+	}
+}
+
 func (s *suite) allocated(f aio.File) (n int64) {
 	s.Helper()
 	var err error

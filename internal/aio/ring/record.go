@@ -1,12 +1,13 @@
 package ring
 
 import (
-	"crypto/aes"
 	"crypto/cipher"
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
+
+	"keelson.io/keelson/internal/aio/ring/gcm"
 )
 
 // After the handshake and the preambles, which are TLS 1.3, a connection goes on in records of this package
@@ -17,7 +18,7 @@ import (
 const (
 	recordMost   = 64 << 10 // bytes in a record
 	recordHeader = 4        // its length, little endian: of what follows
-	recordTag    = 16
+	recordTag    = gcm.TagSize
 	recordExtra  = recordHeader + recordTag
 
 	// epochRecords is how many records the keys of one epoch seal: at most 2^34 blocks of AES, which leaves an attacker's
@@ -25,8 +26,8 @@ const (
 	epochRecords = 1 << 22
 
 	exportLabel = "EXPORTER-keelson-engine-records"
-	keyLen      = 16
-	nonceLen    = 12
+	keyLen      = gcm.KeySize
+	nonceLen    = gcm.NonceSize
 )
 
 var errRecord = errors.New("a record that the other side didn't send so")
@@ -67,13 +68,11 @@ func (k *keyring) turn() error {
 	if err != nil {
 		return fmt.Errorf("ring: derive keys: %w", err)
 	}
-	block, err := aes.NewCipher(b[:keyLen])
-	if err != nil {
+	if k.aead, err = gcm.New(b[:keyLen]); err != nil {
 		return fmt.Errorf("ring: derive keys: %w", err)
 	}
-	k.aead, err = cipher.NewGCM(block)
 	copy(k.iv[:], b[keyLen:])
-	return err
+	return nil
 }
 
 // next prepares the nonce of the next record.

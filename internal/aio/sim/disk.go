@@ -203,7 +203,8 @@ func (d *Disk) later(after time.Duration, l *Loop, what string, fn func()) {
 
 // fits reports whether there is space for a change.
 func (d *Disk) fits(f *inode, c *change) bool {
-	if c.kind != chWrite && c.kind != chZero {
+	// A clone is counted as a copy: writing to what is shared takes that space.
+	if c.kind != chWrite && c.kind != chZero && c.kind != chClone {
 		return true
 	}
 	from, to := c.span()

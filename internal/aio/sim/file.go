@@ -20,10 +20,11 @@ const (
 	ioSync
 	ioPunch
 	ioZero
+	ioClone
 )
 
 func (k ioKind) String() string {
-	return [...]string{"read", "write", "write-sync", "sync", "punch", "zero"}[k]
+	return [...]string{"read", "write", "write-sync", "sync", "punch", "zero", "clone"}[k]
 }
 
 // ioOp is an operation on a file in flight: submitted, then in effect, then answered.
@@ -32,6 +33,7 @@ type ioOp struct {
 	l    *Loop
 	f    *file
 	ino  *inode
+	src  *inode // of a clone
 	op   *aio.Op
 	mem  []byte
 	off  int64
@@ -73,6 +75,17 @@ func (f *file) Zero(op *aio.Op, off, n int64) {
 	f.start(&ioOp{kind: ioZero, op: op, off: off, n: n})
 }
 
+func (f *file) Clone(op *aio.Op, src aio.File, off, n int64) {
+	f.start(&ioOp{kind: ioClone, op: op, src: src.(*file).ino, off: off, n: n})
+}
+
+// fill gives a clone's change the pages that the source has now.
+func (c *change) fill(src *inode) {
+	for i := c.off / pageSize; i < (c.off+c.n)/pageSize; i++ {
+		c.pages = append(c.pages, src.cur.get(i).hold())
+	}
+}
+
 // start submits an operation.
 func (f *file) start(io *ioOp) {
 	f.l.check(io.kind.String())
@@ -97,6 +110,8 @@ func (f *file) start(io *ioOp) {
 		io.c = &change{kind: chPunch, off: io.off, n: io.n}
 	case ioZero:
 		io.c = &change{kind: chZero, off: io.off, n: io.n}
+	case ioClone:
+		io.c = &change{kind: chClone, off: io.off, n: io.n}
 	}
 	f.ino.flying = append(f.ino.flying, io)
 	f.l.flying = append(f.l.flying, io)
@@ -166,6 +181,13 @@ func (io *ioOp) effect() {
 		})
 	default:
 		c := io.takeChange()
+		if c.kind == chClone {
+			if c.off+c.n > io.src.size {
+				io.err = syscall.EINVAL
+				return
+			}
+			c.fill(io.src)
+		}
 		if d.failWrites {
 			io.err = syscall.EIO
 			if c.kind != chWrite || d.w.rng.IntN(2) == 0 || !d.fits(f, c) {
@@ -212,11 +234,14 @@ func (io *ioOp) effectOfDead() {
 		return
 	}
 	w := io.ino.disk.w
+	if c.kind == chClone {
+		c.fill(io.src)
+	}
 	if w.rng.IntN(3) == 0 || !io.ino.disk.fits(io.ino, c) {
 		io.ino.release(c)
 		return
 	}
-	if c.kind == chWrite && w.rng.IntN(4) == 0 {
+	if (c.kind == chWrite || c.kind == chClone) && w.rng.IntN(4) == 0 {
 		w.shorten(c)
 	}
 	w.stats.LateIO++

@@ -85,10 +85,11 @@ const (
 	chPunch                      // holes at off, n
 	chZero                       // zeros at off, n
 	chTruncate                   // the size, from oldSize to size
+	chClone                      // pages of another file at off, holes too
 )
 
 func (k changeKind) String() string {
-	return [...]string{"write", "punch", "zero", "truncate"}[k]
+	return [...]string{"write", "punch", "zero", "truncate", "clone"}[k]
 }
 
 // change is something done to a file that may not be durable yet.
@@ -154,7 +155,7 @@ func (f *inode) apply(t *table, size int64, c *change) int64 {
 		w.set(t, i, p)
 	}
 	switch c.kind {
-	case chWrite:
+	case chWrite, chClone:
 		for i, p := range c.pages {
 			put(c.off/pageSize+int64(i), p.hold())
 		}
@@ -202,7 +203,7 @@ func (f *inode) account(n int64) {
 // happen makes a change visible. It isn't durable.
 func (f *inode) happen(c *change) {
 	f.size = f.apply(&f.cur, f.size, c)
-	if c.kind == chWrite && len(f.bad) > 0 {
+	if (c.kind == chWrite || c.kind == chClone) && len(f.bad) > 0 {
 		for i := range c.pages {
 			delete(f.bad, c.off/pageSize+int64(i))
 		}
@@ -264,7 +265,8 @@ func (f *inode) powerLoss() {
 	lost := f.pending
 	w.stats.Unsynced += len(lost)
 	for _, io := range f.flying {
-		if c := io.takeChange(); c != nil {
+		// A clone that hasn't begun has nothing yet.
+		if c := io.takeChange(); c != nil && c.kind != chClone {
 			lost = append(lost, c)
 		}
 	}
@@ -278,6 +280,10 @@ func (f *inode) powerLoss() {
 			f.safeSize = f.apply(&f.safe, f.safeSize, c)
 		case r < 7 && c.kind == chWrite:
 			f.tear(c)
+			w.stats.Torn++
+			f.safeSize = f.apply(&f.safe, f.safeSize, c)
+		case r < 7 && c.kind == chClone:
+			w.shorten(c)
 			w.stats.Torn++
 			f.safeSize = f.apply(&f.safe, f.safeSize, c)
 		}
