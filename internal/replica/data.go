@@ -49,7 +49,7 @@ func (r *Replica) readDone(o *op, n int, err error) {
 	clear(req.Data[n:])
 	status := wire.StatusOK
 	for i, s := range req.Sums {
-		if block.Sum(req.Data[i*block.Size:(i+1)*block.Size]) != s && !invariant.Mutant("sum-not-verified") {
+		if !block.Intact(req.Data[i*block.Size:(i+1)*block.Size], s) && !invariant.Mutant("sum-not-verified") {
 			req.Bad[i>>6] |= 1 << (i & 63)
 			status = wire.StatusBadSum
 			r.stats.BadBlocks++

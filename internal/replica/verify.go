@@ -51,7 +51,7 @@ func (v *verifying) read(n int, err error) {
 		clear(v.buf.b[n:v.n])
 		for off := int64(0); off < v.n; off += block.Size {
 			i := int((v.at + off) / block.Size)
-			if block.Sum(v.buf.b[off:off+block.Size]) != v.o.req.Sums[i] {
+			if !block.Intact(v.buf.b[off:off+block.Size], v.o.req.Sums[i]) {
 				v.bad(i)
 			}
 		}

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"fmt"
 	"math/bits"
 	"syscall"
 
@@ -39,14 +40,14 @@ func (c *column) askWith(m int, r *wire.Request, memory *lent, done func(*wire.R
 
 // fetch fills data, from off on, with intact blocks from whichever in-sync member has them, and writes them back to those
 // that don't. first, unless it is negative, is asked before the others: whose damage was met, so that it is met again here and mended,
-// wherever that member is in the record. The range is locked by the caller. EIO if no copy of some block is intact. done is
-// called later.
+// wherever that member is in the record. The range is locked by the caller. If no copy of some block is intact the error is errDamaged
+// when every in-sync member could read its own, EIO otherwise. done is called later.
 func (c *column) fetch(first int, off int64, data []byte, done func(error)) {
 	if len(data) == 0 {
 		c.v.loop.Post(func() { done(nil) })
 		return
 	}
-	c.fetchBlock(first, off, data[:block.Size], 0, 0, func(err error) {
+	c.fetchBlock(first, off, data[:block.Size], 0, 0, 0, func(err error) {
 		if err != nil || len(data) == block.Size {
 			done(err)
 			return
@@ -55,28 +56,35 @@ func (c *column) fetch(first int, off int64, data []byte, done func(error)) {
 	})
 }
 
-// fetchBlock tries the in-sync members that are not in tried; bad has those whose copy isn't intact. It waits for one that
-// can't be asked now: that comes back, or leaves.
-func (c *column) fetchBlock(first int, off int64, data []byte, tried, bad uint32, done func(error)) {
+// errDamaged says that no in-sync member has a block intact. It is an EIO.
+var errDamaged = fmt.Errorf("every copy of a block is damaged: %w", syscall.EIO)
+
+// fetchBlock tries the in-sync members that are not in tried; bad has those whose copy isn't intact, damaged those of them that could
+// be read. It waits for one that can't be asked now: that comes back, or leaves.
+func (c *column) fetchBlock(first int, off int64, data []byte, tried, bad, damaged uint32, done func(error)) {
 	if c.v.phase == lost {
 		c.v.loop.Post(func() { done(syscall.EIO) })
 		return
 	}
 	m := c.nextCopy(first, tried)
 	if m < 0 && c.rc.InSync()&^tried != 0 {
-		c.fetches = append(c.fetches, func() { c.fetchBlock(first, off, data, tried, bad, done) })
+		c.fetches = append(c.fetches, func() { c.fetchBlock(first, off, data, tried, bad, damaged, done) })
 		c.v.armTick()
 		return
 	}
 	if m < 0 {
 		c.v.Stats.Unreadable++
 		c.v.log.Error("no intact copy of a block", "column", c.idx, "off", off)
-		c.v.loop.Post(func() { done(syscall.EIO) })
+		var err error = syscall.EIO
+		if damaged != 0 && damaged == tried {
+			err = errDamaged
+		}
+		c.v.loop.Post(func() { done(err) })
 		return
 	}
 	memory := borrow(c.v.loop, block.Size)
 	if memory == nil {
-		c.fetches = append(c.fetches, func() { c.fetchBlock(first, off, data, tried, bad, done) })
+		c.fetches = append(c.fetches, func() { c.fetchBlock(first, off, data, tried, bad, damaged, done) })
 		c.v.armTick()
 		return
 	}
@@ -92,12 +100,14 @@ func (c *column) fetchBlock(first int, off int64, data []byte, tried, bad uint32
 		}
 		memory.release()
 		switch {
-		case r.Status == wire.StatusBadSum || r.Status == wire.StatusIOError || r.Status == wire.StatusOK:
-			c.fetchBlock(first, off, data, tried|1<<m, bad|1<<m, done)
+		case r.Status == wire.StatusBadSum || r.Status == wire.StatusOK:
+			c.fetchBlock(first, off, data, tried|1<<m, bad|1<<m, damaged|1<<m, done)
+		case r.Status == wire.StatusIOError:
+			c.fetchBlock(first, off, data, tried|1<<m, bad|1<<m, damaged, done)
 		case r.Status == wire.StatusLost || r.Status == wire.StatusOldSession || r.Status == wire.StatusNotFound:
-			c.fetchBlock(first, off, data, tried, bad, done) // its session is closed now
+			c.fetchBlock(first, off, data, tried, bad, damaged, done) // its session is closed now
 		default:
-			c.fetchBlock(first, off, data, tried|1<<m, bad, done)
+			c.fetchBlock(first, off, data, tried|1<<m, bad, damaged, done)
 		}
 	})
 }

@@ -28,6 +28,7 @@ type chunkSync struct {
 	left   int
 	err    error
 	next   int   // block from which to look for differences
+	single int   // up to here, blocks are moved one by one, as the winner has one that isn't intact
 	memory *lent // for what is moved
 	moved  int64
 	done   func(s *chunkSync, err error)
@@ -161,8 +162,11 @@ func (s *chunkSync) step() {
 		return
 	}
 	zero := s.sums[win][first] == 0
-	n := 1
-	for b := first + 1; b < end && n < block.MaxBlocks; b, n = b+1, n+1 {
+	n, most := 1, block.MaxBlocks
+	if first < s.single {
+		most = 1
+	}
+	for b := first + 1; b < end && n < most; b, n = b+1, n+1 {
 		if w := s.winner(b); w != win || s.differs(b, w) != mask || (s.sums[w][b] == 0) != zero {
 			break
 		}
@@ -187,51 +191,26 @@ func (s *chunkSync) copyRun(win int, mask uint32, off int64, n int) {
 	data := s.memory.buf[:n*block.Size]
 	sums := make([]uint64, n)
 	r := &wire.Request{Kind: wire.KindRead, Off: off, Len: int64(len(data)), Data: data, Sums: sums}
-	write := func(to uint32) {
-		s.moved += int64(len(data))
-		s.put(to, wire.Request{Kind: wire.KindWrite, Off: off, Len: int64(len(data)), Data: data, Sums: sums})
-	}
 	s.c.askWith(win, r, s.memory, func(*wire.Request) {
-		switch r.Status {
-		case wire.StatusOK:
-			write(mask)
-		case wire.StatusBadSum, wire.StatusIOError:
-			if r.Status == wire.StatusIOError {
-				for i := range n {
-					r.Bad[i/64] |= 1 << (i % 64)
-				}
-			}
-			s.replace(r, 0, func(err error) {
-				if err != nil {
-					s.finish(err)
-					return
-				}
-				block.SumAll(sums, data)
-				write(mask | 1<<win) // what came from elsewhere needn't be the winner's version
-			})
-		default:
+		switch {
+		case r.Status == wire.StatusOK:
+			s.write(mask, off, data, sums)
+		case r.Status != wire.StatusBadSum && r.Status != wire.StatusIOError:
 			s.finish(errMember)
+		case n > 1: // again, block by block
+			s.next -= n
+			s.single = s.next + n
+			s.step()
+		default:
+			s.replace(win, mask, off)
 		}
 	})
 }
 
-// replace fetches the blocks from i on that the winner doesn't have intact; its other blocks stay.
-func (s *chunkSync) replace(r *wire.Request, i int, done func(error)) {
-	for ; i < len(r.Data)/block.Size; i++ {
-		if r.Bad[i/64]&(1<<(i%64)) == 0 {
-			continue
-		}
-		at := int64(i) * block.Size
-		s.c.fetch(-1, r.Off+at, r.Data[at:at+block.Size], func(err error) {
-			if err != nil {
-				done(err)
-				return
-			}
-			s.replace(r, i+1, done)
-		})
-		return
-	}
-	done(nil)
+// write gives members the blocks of s.memory from off on.
+func (s *chunkSync) write(to uint32, off int64, data []byte, sums []uint64) {
+	s.moved += int64(len(data))
+	s.put(to, wire.Request{Kind: wire.KindWrite, Off: off, Len: int64(len(data)), Data: data, Sums: sums})
 }
 
 // put sends one change to the members in mask, and goes on when all have it.

@@ -201,7 +201,7 @@ func (o *op) fetch() {
 	o.repairing = false
 	o.col.fetch(o.at, o.off, o.data, func(err error) {
 		if err != nil {
-			o.endLocked(err)
+			o.endLocked(syscall.EIO)
 			return
 		}
 		o.col.readDone(o)

@@ -60,6 +60,15 @@ func (c *cluster) unplug(n *node, down time.Duration) {
 	c.restartLater(n, down)
 }
 
+// later does a script's harm after d, unless the faults have ended by then. What mends things again needs no such care.
+func (c *cluster) later(d time.Duration, name string, harm func()) {
+	c.w.After(d, name, func() {
+		if c.faulty {
+			harm()
+		}
+	})
+}
+
 // copiesOf are the nodes with a copy of the volume's first column, and those without.
 func (v *vol) copiesOf() (with, without []*node) {
 	for _, n := range v.c.nodes {
@@ -247,20 +256,20 @@ func (c *cluster) oldReads() {
 	h.sn.SetClock(-45_000)
 	h.metaCut = true
 	cut := 3500*time.Millisecond + c.upTo(2500*time.Millisecond)
-	c.w.After(cut, "cut", func() { c.isolateFor(h, 6*time.Second) })
+	c.later(cut, "cut", func() { c.isolateFor(h, 6*time.Second) })
 	with, _ := v.copiesOf()
 	switch rest := others(with, h); c.w.Rand().IntN(5) {
 	case 0: // the members forget when they confirmed last
-		c.w.After(cut+c.upTo(time.Second), "members restart", func() {
+		c.later(cut+c.upTo(time.Second), "members restart", func() {
 			for _, n := range rest {
 				c.kill(n, 20*time.Millisecond)
 			}
 		})
 	case 2, 3: // late answers are the last that is heard of the members
-		c.w.After(cut-1500*time.Millisecond, "slow", func() {
+		c.later(cut-1500*time.Millisecond, "slow", func() {
 			c.w.SetNet(sim.Latency{Min: 100 * time.Microsecond, Typical: 100 * time.Millisecond, Max: time.Second, Tail: 0.3})
 		})
-		c.w.After(cut-500*time.Millisecond, "cut one way", func() {
+		c.later(cut-500*time.Millisecond, "cut one way", func() {
 			for _, n := range rest {
 				c.w.Cut(h.sn, n.sn)
 			}
@@ -285,9 +294,9 @@ func (c *cluster) powerlessRejoin() {
 	}
 	c.isolateFor(away, 3*time.Second)
 	c.w.After(3*time.Second, "ambush", func() { c.lay(ambush{faultPower, phasePromote}) })
-	c.w.After(3500*time.Millisecond, "power", func() {
+	c.later(3500*time.Millisecond, "power", func() {
 		if c.w.Rand().IntN(2) == 0 {
-			c.w.After(c.upTo(3*time.Second), "power", func() { c.unplug(away, c.somewhile()) })
+			c.later(c.upTo(3*time.Second), "power", func() { c.unplug(away, c.somewhile()) })
 		}
 	})
 }
@@ -321,7 +330,7 @@ func (c *cluster) lastCopy() {
 	c.w.After(9*time.Second, "meta fast again", func() { c.s.slow = false })
 	c.w.Cut(h.sn, a.sn)
 	c.w.Cut(a.sn, h.sn)
-	c.w.After(power, "power", func() {
+	c.later(power, "power", func() {
 		if c.faulty {
 			c.unplug(b, 3*time.Second)
 		}
@@ -448,7 +457,7 @@ func (c *cluster) moves() {
 			if !c.faulty || !c.vols[0].move() {
 				return
 			}
-			c.w.After(c.upTo(700*time.Millisecond), "power", func() {
+			c.later(c.upTo(700*time.Millisecond), "power", func() {
 				if c.faulty {
 					c.inflict(faultBlackout, c.vols[0], c.vols[0].phaseNow())
 				}

@@ -136,6 +136,9 @@ func search(m mutant) (f found, err error) {
 // byTest runs the one test that must fail with the mistake.
 func byTest(ctx context.Context, m mutant) (f found, err error) {
 	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run", "^"+m.test+"$")
+	if m.dir != "" {
+		cmd = exec.CommandContext(ctx, "go", "test", "-tags", "mutant", "-count=1", "-run", "^"+m.test+"$", m.dir)
+	}
 	cmd.Env = append(os.Environ(), "KEELSON_MUTANT="+m.name)
 	out, err := cmd.CombinedOutput()
 	if err == nil {

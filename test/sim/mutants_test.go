@@ -13,6 +13,7 @@ type mutant struct {
 	// stalls says that a volume which doesn't come back is what the mistake leads to; for others that doesn't count.
 	stalls bool
 	test   string // the test that finds it, if seeds don't
+	dir    string // of that test, if it isn't here
 	// explained says why it need not be found.
 	explained string
 }
@@ -45,7 +46,7 @@ var mutants = []mutant{
 	{name: "no-range-lock", quick: true, rule: "9", breaks: "nothing is locked"},
 	{name: "syncing-not-waited", rule: "10", breaks: "the range is unlocked while a syncing member hasn't answered"},
 	{name: "pieces-unlock", directed: "takeovers", rule: "11", breaks: "the pieces of a request unlock one by one"},
-	{name: "reads-before-resent", directed: "takeovers", rule: "27", breaks: "reads don't wait for the changes that are executed again"},
+	{name: "reads-before-resent", test: "TestReadsWaitForResentChanges", dir: "../../internal/volume", rule: "27", breaks: "reads don't wait for the changes that are executed again"},
 	{name: "unlock-before-answer", directed: "takeovers", rule: "11", breaks: "the range is unlocked before the answer is handed over"},
 	{name: "sync-without-lock", rule: "9", breaks: "resync and reconcile take no lock"},
 	{name: "repair-without-lock", directed: "rot", rule: "9", breaks: "read-repair takes no lock"},
@@ -88,7 +89,9 @@ var mutants = []mutant{
 	{name: "promoting-not-required", rule: "22", breaks: "answers of a member being promoted aren't required"},
 	{name: "resync-wrong-way", quick: true, breaks: "resync copies from the stale member"},
 	{name: "keep-catching", directed: "broken rejoins", breaks: "a member that catches up keeps what the last copy failed to write"},
-	{name: "sync-from-left-member", directed: "left while copied", breaks: "a chunk is copied from a member that left meanwhile"},
+	{name: "sync-from-left-member", directed: "left while copied", breaks: "a chunk is copied from a member that left meanwhile",
+		explained: "copies that waited for such a member are refused in every seed of that script; that it lacks a write of that very chunk too, which must have been granted before and not have reached it, hasn't been met"},
+	{name: "lost-block-stops-sync", test: "TestDamageOfTheOnlyCopy", breaks: "a block of which no intact copy is left keeps members from becoming in sync"},
 
 	// Reads.
 	{name: "no-read-wait", directed: "old reads", rule: "23", breaks: "a newcomer doesn't wait until older reads have ended"},

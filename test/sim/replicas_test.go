@@ -174,6 +174,9 @@ func (k *replicaCopy) wrote(q *wire.Request) {
 	}
 	for at := 0; at < len(q.Data); at += block.Size {
 		off := q.Off + int64(at)
+		if b := q.Data[at : at+block.Size]; !block.Intact(b, block.Sum(b)) {
+			k.givenLost(off)
+		}
 		page := k.n.sn.Disk().Page(k.head, off, q.FUA)
 		if string(page) != string(q.Data[at:at+block.Size]) && !k.v.tainted[int64(k.v.blockAt(k.col, off))] {
 			k.v.c.fail("replica %s on %s answered a write of term %d (FUA %v) at %d that isn't there", k.id, k.n.name, q.Term, q.FUA, off)

@@ -93,3 +93,21 @@ func (k *replicaCopy) excused(q *wire.Request) bool {
 	}
 	return true
 }
+
+// givenLost judges that a replica was given a lost block in place of the one at off: that is right only if a copy was damaged
+// there. Nothing more is asked of that block.
+func (k *replicaCopy) givenLost(off int64) {
+	v := k.v
+	blk := int64(v.blockAt(k.col, off))
+	v.c.count("lost blocks")
+	damaged := v.tainted[blk]
+	for _, o := range v.c.copies {
+		for r := range o.rotten.sums {
+			damaged = damaged || o.v == v && o.col == k.col && r.block == off/block.Size
+		}
+	}
+	if !damaged {
+		v.c.fail("block %d was given up on replica %s on %s, and no copy of it was ever damaged", blk, k.id, k.n.name)
+	}
+	v.tainted[blk] = true
+}

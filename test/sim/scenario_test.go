@@ -3,6 +3,8 @@ package sim_test
 import (
 	"testing"
 	"time"
+
+	"keelson.io/keelson/internal/block"
 )
 
 // scenario plays a run whose faults are given, instead of drawn.
@@ -161,5 +163,42 @@ func TestDamagedSumsBehindTheEnd(t *testing.T) {
 				return
 			}
 		})
+	}
+}
+
+// TestDamageOfTheOnlyCopy damages blocks of the only in-sync copy that the other one, which is away, misses: it must become in
+// sync again all the same, without what is lost.
+func TestDamageOfTheOnlyCopy(t *testing.T) {
+	lost := 0
+	for seed := uint64(1); seed <= 6; seed++ {
+		c := scenario(t, seed, func(_ *params, q *volParams) { q.readShare, q.readers = 0.2, 0 }, func(c *cluster) {
+			v := c.vols[0]
+			h := v.holder()
+			with, _ := v.copiesOf()
+			away := others(with, h)[0]
+			since := v.hist.clock
+			c.isolateFor(away, 7*time.Second)
+			c.w.After(6*time.Second, "no more writes", func() { v.readOnly = true })
+			c.w.After(6500*time.Millisecond, "damage", func() { v.damage(h, since, 3) })
+			c.w.After(10*time.Second, "writes again", func() { v.readOnly = false })
+		})
+		lost += c.counts["lost blocks"]
+	}
+	if lost == 0 {
+		t.Error("no block was ever lost: the scenario doesn't happen")
+	}
+}
+
+// damage flips a bit in each of up to n blocks of node's copy of the first column that were written since a moment.
+func (v *vol) damage(node *node, since int64, n int) {
+	for _, m := range v.rec.State.Columns[0].Members {
+		k := v.c.copies[m.Replica]
+		for _, blk := range v.hist.written {
+			if b := &v.hist.blocks[blk]; k.n != node || n == 0 || b.open > 0 || b.lastRet <= since || v.tainted[int64(blk)] {
+				continue
+			}
+			v.tainted[int64(blk)] = node.sn.Disk().FlipBit(k.head, int64(blk)*block.Size+v.c.w.Rand().Int64N(block.Size))
+			n--
+		}
 	}
 }

@@ -273,7 +273,7 @@ func (f *inode) powerLoss() {
 	f.flying = f.flying[:0]
 	for _, c := range lost {
 		from, to := c.span()
-		touched = append(touched, span{from, min(to, max(f.cur.pages(), f.safe.pages()))})
+		touched = append(touched, span{from, to})
 		switch r := w.rng.IntN(10); {
 		case r < 4:
 			w.stats.Kept++
@@ -290,8 +290,9 @@ func (f *inode) powerLoss() {
 		f.release(c)
 	}
 	f.pending = nil
+	end := max(f.cur.pages(), f.safe.pages()) // of what is known now: a change that was kept may have been the first so far out
 	for _, s := range touched {
-		for i := s.from; i < s.to; i++ {
+		for i := s.from; i < min(s.to, end); i++ {
 			if p := f.safe.get(i); p != f.cur.get(i) {
 				w.set(&f.cur, i, p.hold())
 			}

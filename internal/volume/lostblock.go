@@ -1,0 +1,115 @@
+package volume
+
+import (
+	"errors"
+	"math/bits"
+
+	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/invariant"
+	"keelson.io/keelson/internal/wire"
+)
+
+// unreadableTries is how often bringing a chunk up to date may fail because nobody can read a block of it before that block is given
+// up: a disk may fail for a while.
+const unreadableTries = 3
+
+// replace moves a block that the winner doesn't have intact: another in-sync copy takes its place, for the winner too, as it needn't be the
+// winner's version.
+//
+// If no in-sync member has it, it is lost: reads of it fail, and will fail on the members in mask too. That must not keep
+// them from becoming in sync, or one bad block of the last copy would leave the rest of the volume without a second one for ever.
+func (s *chunkSync) replace(win int, mask uint32, off int64) {
+	data := s.memory.buf[:block.Size]
+	s.c.fetch(-1, off, data, func(err error) {
+		switch {
+		case err == nil:
+			s.write(mask|1<<win, off, data, []uint64{block.Sum(data)})
+		case s.c.v.phase == lost || invariant.Mutant("lost-block-stops-sync") || !errors.Is(err, errDamaged) && !s.c.giveUp(off):
+			s.finish(err)
+		default:
+			s.current(mask, off)
+		}
+	})
+}
+
+// giveUp counts the times that a block couldn't be read, and reports whether they are enough.
+func (c *column) giveUp(off int64) bool {
+	if c.unreadable == nil {
+		c.unreadable = make(map[int64]int)
+	}
+	if c.unreadable[off]++; c.unreadable[off] < unreadableTries {
+		return false
+	}
+	delete(c.unreadable, off)
+	return true
+}
+
+// current looks whether a member in mask has the very block that is lost to those in sync: that its checksum is the one
+// that one of them stored. The winner's isn't, but it may have been given a lost block itself.
+func (s *chunkSync) current(mask uint32, off int64) {
+	b := int(off % block.ChunkSize / block.Size)
+	asked := s.c.rc.InSync() &^ (s.targets | 1<<s.source)
+	left := bits.OnesCount32(asked)
+	if left == 0 {
+		s.restore(mask, off, b)
+		return
+	}
+	for rest := asked; rest != 0; rest &= rest - 1 {
+		m := bits.TrailingZeros32(rest)
+		s.sums[m] = make([]uint64, block.PerChunk)
+		r := &wire.Request{Kind: wire.KindSums, Off: s.chunk * block.ChunkSize, Len: block.ChunkSize, Sums: s.sums[m]}
+		s.c.ask(m, r, func(*wire.Request) {
+			if r.Status != wire.StatusOK {
+				s.err = errMember
+			}
+			if left--; left > 0 {
+				return
+			}
+			if s.err != nil {
+				s.finish(s.err)
+				return
+			}
+			s.restore(mask, off, b)
+		})
+	}
+}
+
+// restore moves the block from a member in mask that has it, or else gives them a lost one.
+func (s *chunkSync) restore(mask uint32, off int64, b int) {
+	data, sums := s.memory.buf[:block.Size], make([]uint64, 1)
+	lose := func() {
+		s.c.v.log.Error("a block is lost: no in-sync copy of it is intact. Reads of it fail until it is written anew; restore what it belongs to",
+			"column", s.c.idx, "off", off)
+		block.PutLost(data)
+		s.write(mask, off, data, []uint64{block.Sum(data)})
+	}
+	has := s.holder(mask, b)
+	if has < 0 {
+		lose()
+		return
+	}
+	r := &wire.Request{Kind: wire.KindRead, Off: off, Len: block.Size, Data: data, Sums: sums}
+	s.c.askWith(has, r, s.memory, func(*wire.Request) {
+		switch r.Status {
+		case wire.StatusOK:
+			s.write(s.c.rc.InSync()|mask&^(1<<has), off, data, sums)
+		case wire.StatusBadSum:
+			lose()
+		default:
+			s.finish(errMember)
+		}
+	})
+}
+
+// holder returns the member in mask whose stored checksum of block b is that of an in-sync member, or -1.
+func (s *chunkSync) holder(mask uint32, b int) int {
+	for in := s.c.rc.InSync(); in != 0; in &= in - 1 {
+		sums := s.sums[bits.TrailingZeros32(in)]
+		for rest := mask; rest != 0 && sums != nil; rest &= rest - 1 {
+			if m := bits.TrailingZeros32(rest); in&^(in-1) != 1<<m && s.sums[m][b] == sums[b] {
+				return m
+			}
+		}
+	}
+	return -1
+}
