@@ -20,18 +20,23 @@ CHAOS_SEED  ?= 0
 CHAOS_FLAGS ?=
 # Of `make takeover`: how many kills of children; of the supervisor a fifth of that.
 KILLS       ?= 100
+# Of `make e2e`: which cases, as a regular expression; all if empty.
+CASES       ?=
 # Of `make bench`: full or short; and more flags of test/perf, such as -only=io or -record.
 BENCH       ?= full
 BENCH_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build deps test lint unit model model-quick model-rules sim sim-mutants sim-mutants-quick system takeover chaos fuzz vuln bench demo clean
+.PHONY: help build image deps test lint unit model model-quick model-rules sim sim-mutants sim-mutants-quick system takeover chaos e2e fuzz vuln bench demo clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build bin/keelson
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/keelson
+
+image: build ## container image without a registry and without Docker: dist/keelson-image.tar
+	$(GO) run ./hack/image -binary $(BIN) -version $(VERSION) -out dist/keelson-image.tar
 
 deps: ## install the Debian packages that tests and demo need, if any is missing
 	@hack/deps
@@ -77,6 +82,9 @@ chaos: deps build ## kill, stop, cut, fill and crash for MINUTES=n under verifie
 
 takeover: deps build ## kill a node's processes KILLS=n times under verified I/O, and upgrade it (needs root)
 	KEELSON_BIN=$(CURDIR)/$(BIN) KEELSON_KILLS=$(KILLS) $(GO) test ./test/system/takeover -count=1 -v -timeout 3600s
+
+e2e: deps build ## Kubernetes on this machine, with Keelson, and the cases of test/e2e; CASES=regexp chooses (needs root)
+	KEELSON_BIN=$(CURDIR)/$(BIN) $(GO) test ./test/e2e -count=1 -v -timeout 3600s -run '$(CASES)'
 
 fuzz: ## fuzz every decoder in turn, each for FUZZTIME=30s; FUZZ=regexp chooses targets
 	@hack/fuzz $(FUZZTIME)

@@ -38,7 +38,11 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	server.Version = version
-	err := newRootCommand().ExecuteContext(ctx)
+	root := newRootCommand()
+	if isPlugin(os.Args[0]) {
+		root = newPluginCommand()
+	}
+	err := root.ExecuteContext(ctx)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "keelson: "+message(err))
 	}
@@ -65,10 +69,10 @@ func newRootCommand() *cobra.Command {
 		root.PersistentFlags().Lookup(name).DefValue = "" // the help says where it comes from; what is set now is of no use there
 	}
 	root.AddCommand(
-		newServerCommand(g), newPrepareCommand(g), newEtcdCommand(g), newEngineCommand(g), newControlCommand(g), newHolderCommand(g),
-		newStatusCommand(g), newNodeCommand(g), newPoolCommand(g), newVolumeCommand(g), newTokenCommand(g),
-		newAPITokenCommand(g), newAuditCommand(g), newEventsCommand(g),
-		newSettingsCommand(g), newLabCommand(), newCompletionCommand(), newVersionCommand(),
+		newServerCommand(g), newPrepareCommand(g), newEtcdCommand(g), newEngineCommand(g), newControlCommand(g), newHolderCommand(g), newGuardCommand(),
+		newStatusCommand(g), newReadyCommand(g), newNodeCommand(g), newPoolCommand(g), newVolumeCommand(g), newSnapshotCommand(g), newTokenCommand(g),
+		newAPITokenCommand(g), newAuditCommand(g), newEventsCommand(g), newDoctorCommand(g), newSupportBundleCommand(g), newKubectlCommand(),
+		newSettingsCommand(g), newInstallCommand(), newLabCommand(), newCompletionCommand(), newVersionCommand(),
 	)
 	return root
 }
@@ -123,10 +127,13 @@ func message(err error) string {
 
 func exitCode(err error) int {
 	var usage usageError
+	var coded codedError
 	var invalid *spec.InvalidError
 	switch {
 	case err == nil:
 		return 0
+	case errors.As(err, &coded):
+		return coded.code
 	case errors.Is(err, lab.ErrInvalid):
 		return exitUsage
 	case errors.Is(err, lab.ErrNoLab), errors.Is(err, lab.ErrNoNode):

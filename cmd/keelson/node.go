@@ -9,11 +9,13 @@ import (
 	"github.com/spf13/cobra"
 
 	pb "keelson.io/keelson/internal/api/keelsonv1"
+	"keelson.io/keelson/internal/spec"
 )
 
 func newNodeCommand(g *globalOptions) *cobra.Command {
 	return group(&cobra.Command{Use: "node", Short: "Show and manage nodes"},
-		newNodeListCommand(g), newNodeShowCommand(g), newNodeCordonCommand(g, true), newNodeCordonCommand(g, false), newNodeRemoveCommand(g))
+		newNodeListCommand(g), newNodeShowCommand(g), newNodeCordonCommand(g, true), newNodeCordonCommand(g, false),
+		newNodeDrainCommand(g), newNodeDecommissionCommand(g), newNodeRemoveCommand(g), newNodeWipeCommand(g))
 }
 
 func newNodeListCommand(g *globalOptions) *cobra.Command {
@@ -59,6 +61,12 @@ func nodeState(n *pb.Node) string {
 	}
 	if n.Cordoned {
 		s += ",cordoned"
+	}
+	switch n.Upkeep {
+	case string(spec.Drain):
+		s += ",draining"
+	case string(spec.Decommission):
+		s += ",leaving"
 	}
 	return s
 }
@@ -111,7 +119,7 @@ func fields(w io.Writer, pairs ...any) {
 func newNodeCordonCommand(g *globalOptions, cordon bool) *cobra.Command {
 	use, short := "cordon NODE", "Put no further replicas on a node"
 	if !cordon {
-		use, short = "uncordon NODE", "Let replicas be put on a node again"
+		use, short = "uncordon NODE", "Let replicas be put on a node again, and end its draining or decommissioning"
 	}
 	return &cobra.Command{
 		Use: use, Short: short, Args: args(cobra.ExactArgs(1)), ValidArgsFunction: completeNodes(g),
@@ -119,6 +127,11 @@ func newNodeCordonCommand(g *globalOptions, cordon bool) *cobra.Command {
 			c, err := g.client()
 			if err != nil {
 				return err
+			}
+			if !cordon {
+				if _, err := c.Upkeep.SetUpkeep(cmd.Context(), &pb.SetUpkeepRequest{Node: a[0]}); err != nil {
+					return err
+				}
 			}
 			_, err = c.Nodes.CordonNode(cmd.Context(), &pb.CordonNodeRequest{Name: a[0], Cordoned: cordon})
 			return err

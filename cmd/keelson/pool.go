@@ -14,8 +14,9 @@ import (
 )
 
 func newPoolCommand(g *globalOptions) *cobra.Command {
-	return group(&cobra.Command{Use: "pool", Short: "Show and add pools"},
-		newPoolAddCommand(g), newPoolListCommand(g), newPoolShowCommand(g))
+	return group(&cobra.Command{Use: "pool", Short: "Show and manage pools"},
+		newPoolAddCommand(g), newPoolListCommand(g), newPoolShowCommand(g),
+		newPoolExpandCommand(g), newPoolDrainCommand(g), newPoolRemoveCommand(g))
 }
 
 // PoolAddOptions are the flags of pool add.
@@ -118,6 +119,9 @@ func poolTable(w io.Writer, pools []*pb.Pool) {
 			used, state := "?", "offline"
 			if p.Live {
 				used, state = spec.FormatSize(p.Used), "online"
+			}
+			if p.Draining {
+				state += ",draining"
 			}
 			row(p.Id, p.Node, p.Media, spec.FormatSize(p.Capacity), used, spec.FormatSize(p.Provisioned), p.Replicas, state)
 		}

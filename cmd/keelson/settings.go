@@ -50,7 +50,10 @@ func settingsTable(w io.Writer, s *pb.Settings) {
 		row("overcommit", s.Overcommit)
 		every := lifetime(s.ScrubInterval.AsDuration())
 		row("scrub-interval", every.String())
+		row("rebalance", s.Rebalance)
+		row("rebalance-moves", s.RebalanceMoves)
 		row("scrub-bandwidth", spec.FormatSize(s.ScrubBandwidth))
+		row("snapshots-max", fmt.Sprint(s.MaxSnapshots))
 	})
 }
 
@@ -59,7 +62,7 @@ func newSettingsSetCommand(g *globalOptions) *cobra.Command {
 		Use: "set NAME VALUE", Short: "Change a setting: " + settingNames,
 		Example:   "  keelson settings set rebuild-after 30m\n  keelson settings set rebuild-bandwidth 100Mi\n  keelson settings set scrub-interval 7d",
 		Args:      args(cobra.ExactArgs(2)),
-		ValidArgs: []string{"rebuild-after", "rebuild-bandwidth", "answer-limit", "overcommit", "scrub-interval", "scrub-bandwidth"},
+		ValidArgs: []string{"rebuild-after", "rebuild-bandwidth", "answer-limit", "overcommit", "rebalance", "rebalance-moves", "scrub-interval", "scrub-bandwidth", "snapshots-max"},
 		RunE: func(cmd *cobra.Command, a []string) error {
 			return runSettingsSet(cmd.Context(), g, a[0], a[1], cmd.OutOrStdout())
 		},
@@ -68,7 +71,7 @@ func newSettingsSetCommand(g *globalOptions) *cobra.Command {
 }
 
 // settingNames are the settings that there are.
-const settingNames = "rebuild-after, rebuild-bandwidth, answer-limit, overcommit, scrub-interval, scrub-bandwidth"
+const settingNames = "rebuild-after, rebuild-bandwidth, answer-limit, overcommit, rebalance, rebalance-moves, scrub-interval, scrub-bandwidth, snapshots-max"
 
 func runSettingsSet(ctx context.Context, g *globalOptions, name, value string, w io.Writer) error {
 	r := &pb.SetSettingsRequest{}
@@ -97,12 +100,29 @@ func runSettingsSet(ctx context.Context, g *globalOptions, name, value string, w
 			return usageError{fmt.Errorf("overcommit %q is no number", value)}
 		}
 		r.Overcommit = &f
+	case "rebalance", "rebalance-moves":
+		n, err := strconv.ParseInt(value, 10, 32)
+		if err != nil {
+			return usageError{fmt.Errorf("%s %q is no whole number", name, value)}
+		}
+		if n32 := int32(n); name == "rebalance" {
+			r.Rebalance = &n32
+		} else {
+			r.RebalanceMoves = &n32
+		}
 	case "scrub-interval":
 		var d lifetime
 		if err := d.Set(value); err != nil {
 			return usageError{fmt.Errorf("scrub-interval %q is no duration such as 30d or 12h, or 0", value)}
 		}
 		r.ScrubInterval = durationpb.New(time.Duration(d))
+	case "snapshots-max":
+		n, err := strconv.ParseInt(value, 10, 32)
+		if err != nil {
+			return &spec.InvalidError{Field: "snapshots-max", Value: value, Legal: fmt.Sprintf("a whole number from 1 to %d", spec.MaxMaxSnapshots)}
+		}
+		k := int32(n)
+		r.MaxSnapshots = &k
 	case "scrub-bandwidth":
 		n, err := spec.ParseSize(value)
 		if err != nil {

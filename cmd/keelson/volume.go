@@ -19,7 +19,7 @@ import (
 func newVolumeCommand(g *globalOptions) *cobra.Command {
 	return group(&cobra.Command{Use: "volume", Aliases: []string{"vol"}, Short: "Create, attach and show volumes"},
 		newVolumeCreateCommand(g), newVolumeListCommand(g), newVolumeShowCommand(g),
-		newVolumeAttachCommand(g), newVolumeDetachCommand(g), newVolumeForceOnlineCommand(g), newVolumeScrubCommand(g), newVolumeDeleteCommand(g))
+		newVolumeAttachCommand(g), newVolumeDetachCommand(g), newVolumeForceOnlineCommand(g), newVolumeScrubCommand(g), newVolumeSetCommand(g), newVolumeImportCommand(g), newVolumeExportCommand(g), newVolumeResizeCommand(g), newVolumeMoveCommand(g), newVolumeDeleteCommand(g))
 }
 
 // defaultWait is how long commands wait for what goes on in the background.
@@ -31,17 +31,25 @@ type VolumeCreateOptions struct {
 	Replicas, Columns int32
 	ZoneSpread        bool
 	NodeSelector      []string
+	Nodes, Zones      []string
+	FromVolume        string
+	FromSnapshot      string
 	output            outputFlag
 }
 
 func newVolumeCreateCommand(g *globalOptions) *cobra.Command {
 	var o VolumeCreateOptions
+	set := settings{}
 	cmd := &cobra.Command{
 		Use: "create NAME --size SIZE", Short: "Create a volume",
 		Example: "  keelson volume create pg --size 4Gi --replicas 2",
 		Args:    args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
-			return runVolumeCreate(cmd.Context(), g, o, a[0], cmd.OutOrStdout())
+			policy, _, err := set.request(cmd, a[0])
+			if err != nil {
+				return err
+			}
+			return runVolumeCreate(cmd.Context(), g, o, policy, cmd.OutOrStdout())
 		},
 	}
 	f := cmd.Flags()
@@ -51,14 +59,31 @@ func newVolumeCreateCommand(g *globalOptions) *cobra.Command {
 	f.BoolVar(&o.ZoneSpread, "zone-spread", false, "put the copies into different zones, or fail")
 	f.StringArrayVar(&o.NodeSelector, "node-selector", nil, "only nodes with the label key=value; can be repeated")
 	f.StringVar(&o.Media, "media", "", "only pools of this media: nvme, ssd or hdd")
+	f.StringSliceVar(&o.Nodes, "nodes", nil, "only these nodes, separated by ','")
+	f.StringSliceVar(&o.Zones, "zones", nil, "only nodes of these zones, separated by ','")
+	f.StringVar(&o.FromVolume, "from-volume", "", "make it a clone of what this volume holds now")
+	f.StringVar(&o.FromSnapshot, "from-snapshot", "", "make it a clone of a snapshot, VOLUME/SNAPSHOT")
+	cmd.MarkFlagsMutuallyExclusive("from-volume", "from-snapshot")
+	for _, other := range []string{"replicas", "columns", "zone-spread", "node-selector", "media", "nodes", "zones"} {
+		for _, from := range []string{"from-volume", "from-snapshot"} {
+			cmd.MarkFlagsMutuallyExclusive(from, other)
+		}
+	}
+	set.register(cmd, true)
 	o.output.register(cmd)
 	completeFlag(cmd, "media", words("nvme", "ssd", "hdd"))
+	completeFlag(cmd, "nodes", completeNodes(g))
 	return cmd
 }
 
-func runVolumeCreate(ctx context.Context, g *globalOptions, o VolumeCreateOptions, name string, w io.Writer) error {
+// runVolumeCreate makes a volume; policy has its name, and what is given of what volume set can change.
+func runVolumeCreate(ctx context.Context, g *globalOptions, o VolumeCreateOptions, policy *pb.SetVolumeRequest, w io.Writer) error {
+	name := policy.Name
 	if err := o.output.check(); err != nil {
 		return err
+	}
+	if o.FromVolume != "" || o.FromSnapshot != "" {
+		return runVolumeClone(ctx, g, o, name, w)
 	}
 	if o.Size == "" {
 		return usageError{fmt.Errorf("volume %s needs a size: add --size, such as --size 4Gi", name)}
@@ -71,6 +96,10 @@ func runVolumeCreate(ctx context.Context, g *globalOptions, o VolumeCreateOption
 	if err != nil {
 		return err
 	}
+	topology, err := spec.TopologyOf(o.Nodes, o.Zones)
+	if err != nil {
+		return err
+	}
 	// Here too, as 0 is "the default" in the API, and not what somebody means who types it.
 	asked := spec.Volume{Name: name, Size: size, Replicas: int(o.Replicas), Columns: int(o.Columns), Media: spec.Media(o.Media)}
 	if err := asked.Validate(); err != nil {
@@ -80,9 +109,14 @@ func runVolumeCreate(ctx context.Context, g *globalOptions, o VolumeCreateOption
 	if err != nil {
 		return err
 	}
-	v, err := c.Volumes.CreateVolume(ctx, &pb.CreateVolumeRequest{
+	r := &pb.CreateVolumeRequest{
 		Name: name, Size: size, Replicas: o.Replicas, Columns: o.Columns, ZoneSpread: o.ZoneSpread, NodeSelector: sel, Media: o.Media,
-	})
+		Limits: policy.Limits, Placement: policy.Placement, TrimEvery: policy.TrimEvery,
+	}
+	for _, t := range topology {
+		r.Topology = append(r.Topology, &pb.TopologyTerm{Segments: t})
+	}
+	v, err := c.Volumes.CreateVolume(ctx, r)
 	if err != nil {
 		return err
 	}

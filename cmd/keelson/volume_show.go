@@ -85,9 +85,13 @@ func volumeDetails(w io.Writer, v *pb.Volume) {
 	if v.Media != "" {
 		policy += ", on " + v.Media
 	}
-	fields(w, "Volume", v.Name, "ID", v.Id, "Size", spec.FormatSize(v.Size), "Policy", policy, "Health", v.Health,
+	fields(w, "Volume", v.Name, "ID", v.Id, "Size", sizeText(v), "Policy", policy, "Health", v.Health,
 		"Condition", v.Condition, "Attached", attached, "Device", v.Device, "Term", v.Term,
 		"Created", v.Created.AsTime().Format(timeFormat), "Scrub", scrubText(v.Scrub), "Last scrub", lastScrubText(v.Scrub))
+	fields(w, policyFields(v)...)
+	if e := v.Ephemeral; e != nil {
+		fields(w, "Made for", fmt.Sprintf("a pod on node %s, at %s: it is deleted with it", e.Node, e.Path))
+	}
 	for _, b := range v.Scrub.GetLast().GetFindings().GetBad() {
 		fmt.Fprintf(w, "! %s\n", badText(b))
 	}

@@ -53,6 +53,7 @@ var methods = map[string]access{
 	rpc.NodeServiceRemoveNodeProcedure:  {admin, true},
 	rpc.NodeServiceNodeStatusProcedure:  {viewer, false},
 	rpc.NodeServiceServeVolumeProcedure: {node, true},
+	rpc.NodeServiceClosePoolProcedure:   {node, true},
 
 	rpc.PoolServiceAddPoolProcedure:   {admin, true},
 	rpc.PoolServiceListPoolsProcedure: {viewer, false},
@@ -67,6 +68,24 @@ var methods = map[string]access{
 	rpc.VolumeServiceDeleteVolumeProcedure: {operator, true},
 	rpc.VolumeServiceScrubVolumeProcedure:  {operator, true},
 	// With prefer it needs an administrator: see ScrubVolume.
+	rpc.VolumeServiceSetVolumeProcedure:    {operator, true},
+	rpc.VolumeServiceRecordTrimProcedure:   {node, true},
+	rpc.VolumeServiceRecordImportProcedure: {operator, true},
+
+	rpc.UpkeepServiceResizeVolumeProcedure: {operator, true},
+	rpc.UpkeepServiceMoveReplicasProcedure: {operator, true},
+	rpc.UpkeepServiceExpandPoolProcedure:   {admin, true},
+	rpc.UpkeepServiceDrainPoolProcedure:    {operator, true},
+	rpc.UpkeepServiceRemovePoolProcedure:   {admin, true},
+	rpc.UpkeepServiceSetUpkeepProcedure:    {operator, true},
+	rpc.UpkeepServiceGetProgressProcedure:  {viewer, false},
+
+	rpc.SnapshotServiceCreateSnapshotProcedure: {operator, true},
+	rpc.SnapshotServiceListSnapshotsProcedure:  {viewer, false},
+	rpc.SnapshotServiceDeleteSnapshotProcedure: {operator, true},
+	rpc.SnapshotServiceRestoreVolumeProcedure:  {operator, true},
+	rpc.SnapshotServiceCloneVolumeProcedure:    {operator, true},
+	rpc.SnapshotServiceSetScheduleProcedure:    {operator, true},
 
 	rpc.AccessServiceCreateAPITokenProcedure: {admin, true},
 	rpc.AccessServiceListAPITokensProcedure:  {admin, false},
@@ -130,6 +149,9 @@ func (s *Server) authenticate(r *http.Request) (context.Context, error) {
 			if now := s.cfg.Now(); now.After(r.TLS.PeerCertificates[0].NotAfter) {
 				// It was valid when the connection was made.
 				return ctx, fmt.Errorf("%w: the certificate of node %s ended at %s", errUnauthenticated, id.Node, r.TLS.PeerCertificates[0].NotAfter.Format(time.RFC3339))
+			}
+			if err := s.refuses(ctx, id.Node, r.TLS.PeerCertificates[0]); err != nil {
+				return ctx, err
 			}
 			c := caller{level: node, name: "node/" + id.Node}
 			if behalf := r.Header.Get(onBehalfHeader); behalf != "" {

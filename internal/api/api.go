@@ -32,6 +32,8 @@ type Engine interface {
 	Attach(ctx context.Context, r *pb.EngineAttachRequest) (*pb.EngineAttachResponse, error)
 	Detach(ctx context.Context, r *pb.EngineDetachRequest) (*pb.EngineDetachResponse, error)
 	AddPool(ctx context.Context, r *pb.AddPoolRequest) (*pb.Pool, error)
+	ExpandPool(ctx context.Context, r *pb.ExpandPoolRequest) (*pb.Pool, error)
+	ClosePool(ctx context.Context, r *pb.ClosePoolRequest) (*pb.ClosePoolResponse, error)
 	Status(ctx context.Context, r *pb.EngineStatusRequest) (*pb.NodeStatusResponse, error)
 }
 
@@ -77,6 +79,7 @@ type Config struct {
 type Server struct {
 	cfg       Config
 	strangers strangers
+	removed   removed
 }
 
 // New returns a server.
@@ -105,6 +108,8 @@ func (s *Server) services() http.Handler {
 	handle(rpc.NewNodeServiceHandler(nodeService{s}, opts...))
 	handle(rpc.NewPoolServiceHandler(poolService{s}, opts...))
 	handle(rpc.NewVolumeServiceHandler(volumeService{s}, opts...))
+	handle(rpc.NewSnapshotServiceHandler(snapshotService{s}, opts...))
+	handle(rpc.NewUpkeepServiceHandler(upkeepService{s}, opts...))
 	handle(rpc.NewAccessServiceHandler(accessService{s}, opts...))
 	handle(rpc.NewJoinServiceHandler(joinService{s}, opts...))
 	for path, h := range s.cfg.Pages {

@@ -68,6 +68,20 @@ func (f *fakeEngine) AddPool(ctx context.Context, r *pb.AddPoolRequest) (*pb.Poo
 	return PoolProto(p), err
 }
 
+func (f *fakeEngine) ExpandPool(ctx context.Context, r *pb.ExpandPoolRequest) (*pb.Pool, error) {
+	p, err := f.store.Pool(ctx, r.Id)
+	if err != nil {
+		return nil, err
+	}
+	p.Value.Capacity = max(p.Value.Capacity, r.Size)
+	_, err = f.store.PutPool(ctx, p.Value, p.Rev)
+	return PoolProto(p.Value), err
+}
+
+func (f *fakeEngine) ClosePool(context.Context, *pb.ClosePoolRequest) (*pb.ClosePoolResponse, error) {
+	return &pb.ClosePoolResponse{}, nil
+}
+
 func (f *fakeEngine) Status(context.Context, *pb.EngineStatusRequest) (*pb.NodeStatusResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

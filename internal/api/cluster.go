@@ -112,12 +112,17 @@ func (c clusterService) SetSettings(ctx context.Context, r *pb.SetSettingsReques
 	case r.ScrubInterval != nil && r.ScrubInterval.AsDuration() != 0 &&
 		(r.ScrubInterval.AsDuration() < spec.MinScrubInterval || r.ScrubInterval.AsDuration() > spec.MaxScrubInterval):
 		return nil, errorf(errInvalid, "scrub-interval %s is neither 0 nor between %s and %s", r.ScrubInterval.AsDuration(), spec.MinScrubInterval, spec.MaxScrubInterval)
+	case r.MaxSnapshots != nil && (*r.MaxSnapshots < 1 || *r.MaxSnapshots > spec.MaxMaxSnapshots):
+		return nil, &spec.InvalidError{Field: "snapshots-max", Value: fmt.Sprint(*r.MaxSnapshots), Legal: fmt.Sprintf("from 1 to %d", spec.MaxMaxSnapshots)}
 	case r.ScrubBandwidth != nil && *r.ScrubBandwidth < spec.MinScrubBandwidth:
 		return nil, errorf(errInvalid, "scrub-bandwidth %d is below 1 MiB a second", *r.ScrubBandwidth)
 	case r.AnswerLimit != nil && (r.AnswerLimit.AsDuration() < spec.MinAnswerLimit || r.AnswerLimit.AsDuration() > spec.MaxAnswerLimit):
 		return nil, errorf(errInvalid, "answer-limit %s is not between %s and %s", r.AnswerLimit.AsDuration(), spec.MinAnswerLimit, spec.MaxAnswerLimit)
 	case r.Overcommit != nil && (*r.Overcommit < 1 || *r.Overcommit > 1000):
 		return nil, errorf(errInvalid, "overcommit %g is not between 1 and 1000", *r.Overcommit)
+	}
+	if err := checkRebalance(r); err != nil {
+		return nil, err
 	}
 	var out *pb.Settings
 	err := retry(ctx, func() error {
@@ -141,8 +146,17 @@ func (c clusterService) SetSettings(ctx context.Context, r *pb.SetSettingsReques
 		if r.ScrubInterval != nil {
 			s.ScrubInterval = r.ScrubInterval.AsDuration()
 		}
+		if r.MaxSnapshots != nil {
+			s.MaxSnapshots = int(*r.MaxSnapshots)
+		}
 		if r.ScrubBandwidth != nil {
 			s.ScrubBandwidth = *r.ScrubBandwidth
+		}
+		if r.Rebalance != nil {
+			s.Rebalance = int(*r.Rebalance)
+		}
+		if r.RebalanceMoves != nil {
+			s.RebalanceMoves = int(*r.RebalanceMoves)
 		}
 		out = settingsProto(*s)
 		_, err = c.s.cfg.Store.PutCluster(ctx, cl.Value, cl.Rev)

@@ -51,7 +51,8 @@ func tokenProto(t spec.Token) *pb.Token {
 
 func settingsProto(s spec.Settings) *pb.Settings {
 	return &pb.Settings{RebuildAfter: durationpb.New(s.RebuildAfter), RebuildBandwidth: s.RebuildBandwidth, Overcommit: s.Overcommit,
-		ScrubInterval: durationpb.New(s.ScrubInterval), ScrubBandwidth: s.ScrubBandwidth,
+		Rebalance: int32(s.Rebalance), RebalanceMoves: int32(cmp.Or(s.RebalanceMoves, spec.DefaultRebalanceMoves)),
+		ScrubInterval: durationpb.New(s.ScrubInterval), ScrubBandwidth: s.ScrubBandwidth, MaxSnapshots: int32(s.SnapshotLimit()),
 		AnswerLimit: durationpb.New(cmp.Or(s.AnswerLimit, spec.DefaultAnswerLimit))}
 }
 
@@ -60,7 +61,7 @@ func (v *view) nodeProto(n spec.Node) *pb.Node {
 		Name: n.Name, Id: n.ID, Roles: roleNames(n.Roles), Zone: n.Zone, Labels: n.Labels,
 		ApiAddr: n.APIAddr, EngineAddr: n.EngineAddr, Shards: int32(n.Shards), Cordoned: n.Cordoned,
 		Joined: timestamppb.New(n.Joined), Version: n.Version,
-		Alive: v.alive[n.Name], Leader: n.Name == v.leader, Problem: v.nodeProblem(n),
+		Upkeep: string(n.Upkeep), Alive: v.alive[n.Name], Leader: n.Name == v.leader, Problem: v.nodeProblem(n),
 	}
 }
 
@@ -68,7 +69,7 @@ func (v *view) nodeProto(n spec.Node) *pb.Node {
 func PoolProto(p spec.Pool) *pb.Pool {
 	return &pb.Pool{
 		Id: p.ID, Node: p.Node, Device: p.Device, File: p.File, Media: string(p.Media), Labels: p.Labels,
-		Capacity: p.Capacity, Reserve: p.Reserve, Created: timestamppb.New(p.Created),
+		Capacity: p.Capacity, Reserve: p.Reserve, Created: timestamppb.New(p.Created), Draining: p.Draining,
 	}
 }
 
@@ -79,7 +80,7 @@ func (v *view) poolProto(p spec.Pool) *pb.Pool {
 			for _, mem := range c.Members {
 				if mem.Pool == p.ID {
 					m.Replicas++
-					m.Provisioned += spec.ColumnSize(vol.Size, vol.Columns)
+					m.Provisioned += spec.ColumnSize(vol.Planned(), vol.Columns)
 				}
 			}
 		}
@@ -103,10 +104,13 @@ func (v *view) volumeProto(vol spec.Volume) *pb.Volume {
 		Id: vol.ID, Name: vol.Name, Size: vol.Size, Replicas: int32(vol.Replicas), ColumnCount: int32(vol.Columns),
 		ZoneSpread: vol.ZoneSpread, NodeSelector: vol.NodeSelector, Media: string(vol.Media),
 		Created: timestamppb.New(vol.Created), Deleting: vol.Deleting,
-		Term: vol.State.Term, Node: vol.State.Node, Frontend: vol.State.Frontend,
+		GrowingTo: vol.Growth.To, Term: vol.State.Term, Node: vol.State.Node, Frontend: vol.State.Frontend,
 	}
 	for _, t := range vol.Topology {
 		m.Topology = append(m.Topology, &pb.TopologyTerm{Segments: t})
+	}
+	if e := vol.Ephemeral; e != nil {
+		m.Ephemeral = &pb.Ephemeral{Node: e.Node, Path: e.Path}
 	}
 	live := v.liveVolumes[vol.ID]
 	progress := map[string]*pb.LiveMember{}
@@ -131,6 +135,8 @@ func (v *view) volumeProto(vol spec.Volume) *pb.Volume {
 		m.Columns = append(m.Columns, col)
 	}
 	m.Scrub = v.scrubProto(&vol, live)
+	snapshotProtos(m, &vol)
+	policyProtos(m, &vol)
 	m.Health, m.Condition = v.health(vol, live)
 	return m
 }
@@ -165,6 +171,9 @@ func (v *view) health(vol spec.Volume, live *pb.LiveVolume) (health, condition s
 	}
 	if n := vol.State.Node; n != "" && !v.alive[n] && vol.State.Frontend != spec.FrontendNone {
 		worse(Unavailable, "attached on node %s, which is gone; attach it on another one", n)
+	}
+	if i := vol.Import; i.Active() {
+		worse(Degraded, "the import of %s isn't complete: %s of %s", i.Source, spec.FormatSize(i.Position), spec.FormatSize(i.Size))
 	}
 	for _, text := range scrubProblems(&vol) {
 		worse(Degraded, "%s", text)

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	pb "keelson.io/keelson/internal/api/keelsonv1"
@@ -18,6 +19,9 @@ func (x volumeService) CreateVolume(ctx context.Context, r *pb.CreateVolumeReque
 		ID: spec.NewID(), Name: r.Name, Size: r.Size, Replicas: int(r.Replicas), Columns: int(r.Columns),
 		ZoneSpread: r.ZoneSpread, NodeSelector: r.NodeSelector, Media: spec.Media(r.Media), Created: now,
 	}
+	if e := r.Ephemeral; e != nil {
+		vol.Ephemeral = &spec.Ephemeral{Node: e.Node, Path: e.Path}
+	}
 	for _, t := range r.Topology {
 		vol.Topology = append(vol.Topology, t.GetSegments())
 	}
@@ -27,7 +31,12 @@ func (x volumeService) CreateVolume(ctx context.Context, r *pb.CreateVolumeReque
 	if vol.Columns == 0 {
 		vol.Columns = 1
 	}
+	applyPolicy(&vol, r.Limits, r.Placement, r.TrimEvery)
 	if err := vol.Validate(); err != nil {
+		return nil, err
+	}
+	var err error
+	if vol.Import, err = importState(r.Import, vol.Size); err != nil {
 		return nil, err
 	}
 	taken := errorf(meta.ErrExists, "there is a volume named %s already; choose another name", vol.Name)
@@ -72,6 +81,7 @@ func (v *view) placeable() place.Cluster {
 		}
 		c.Pools = append(c.Pools, pp)
 	}
+	c.Groups = place.GroupsOf(slices.Values(v.volumes))
 	return c
 }
 
@@ -81,7 +91,7 @@ func (v *view) provisioned(pool string) (sum int64) {
 		for _, c := range vol.State.Columns {
 			for _, m := range c.Members {
 				if m.Pool == pool {
-					sum += spec.ColumnSize(vol.Size, vol.Columns)
+					sum += spec.ColumnSize(vol.Planned(), vol.Columns)
 				}
 			}
 		}

@@ -22,6 +22,7 @@ var (
 	errGone    = errors.New("unreachable") // a node, or its engine
 	errDenied  = errors.New("denied")      // token
 	errMissing = errors.New("not found")
+	errFull    = errors.New("no room")
 )
 
 // kinds is looked through in order. A sentinel that only marks the kind, and would
@@ -37,6 +38,7 @@ var kinds = []struct {
 	{errGone, connect.CodeUnavailable},
 	{errDenied, connect.CodePermissionDenied},
 	{errMissing, connect.CodeNotFound},
+	{errFull, connect.CodeResourceExhausted},
 	{errUnauthenticated, connect.CodeUnauthenticated},
 	{pki.ErrAPITokenForm, connect.CodeUnauthenticated},
 	{pki.ErrAPITokenUnknown, connect.CodeUnauthenticated},

@@ -83,6 +83,9 @@ func (n nodeService) RemoveNode(ctx context.Context, r *pb.RemoveNodeRequest) (*
 		return nil, errorf(errRefused, "node %s still has copies of, or attached, the volumes %s; they are rebuilt elsewhere after the setting rebuild-after, or delete them",
 			r.Name, strings.Join(names, ", "))
 	}
+	if err := n.s.forgetNode(ctx, r.Name); err != nil {
+		return nil, err
+	}
 	if hasRole(x.Roles, spec.RoleMetadata) && !n.s.cfg.External {
 		if err := n.s.cfg.Members.Remove(ctx, r.Name); err != nil && !errors.Is(err, meta.ErrNotFound) {
 			return nil, err

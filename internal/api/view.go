@@ -6,6 +6,7 @@ import (
 	"time"
 
 	pb "keelson.io/keelson/internal/api/keelsonv1"
+	"keelson.io/keelson/internal/place"
 	"keelson.io/keelson/internal/spec"
 )
 
@@ -27,6 +28,7 @@ type view struct {
 	self        string
 	live        map[string]*pb.NodeStatusResponse // by node; nil value: it didn't answer
 	skew        map[string]time.Duration
+	clusterView *place.Cluster // what placeable returned, if it was kept
 	livePools   map[string]*pb.LivePool
 	liveVolumes map[string]*pb.LiveVolume
 }

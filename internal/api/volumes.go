@@ -75,6 +75,9 @@ func (x volumeService) AttachVolume(ctx context.Context, r *pb.AttachVolumeReque
 	if vol.Value.Deleting {
 		return nil, errorf(errRefused, "volume %s is being deleted", r.Name)
 	}
+	if why := preparing(&vol.Value); why != "" && r.Frontend != spec.FrontendNone {
+		return nil, errorf(errAgain, "volume %s %s", r.Name, why)
+	}
 	if r.Node != "" && r.Node != x.s.cfg.Node {
 		c, err := x.s.other(ctx, r.Node)
 		if err != nil {
@@ -86,6 +89,9 @@ func (x volumeService) AttachVolume(ctx context.Context, r *pb.AttachVolumeReque
 		return nil, errorf(errRefused, "node %s has no storage role, so no volume can be attached there; choose another with --node", x.s.cfg.Node)
 	}
 	if err := x.s.checkHolder(ctx, vol.Value); err != nil {
+		return nil, err
+	}
+	if err := x.s.checkAttach(ctx, &vol.Value, r); err != nil {
 		return nil, err
 	}
 	got, err := x.s.cfg.Engine.Attach(ctx, &pb.EngineAttachRequest{VolumeId: vol.Value.ID, Frontend: r.Frontend, AcceptLoss: r.AcceptLoss, Wait: r.Wait})
@@ -129,6 +135,8 @@ func (x volumeService) DetachVolume(ctx context.Context, r *pb.DetachVolumeReque
 	}
 	holder := vol.Value.State.Node
 	switch {
+	case r.From != "" && (holder != r.From || vol.Value.State.Frontend == spec.FrontendNone):
+		return &pb.DetachVolumeResponse{}, nil
 	case holder == "" || vol.Value.State.Frontend == spec.FrontendNone:
 		return nil, errorf(errRefused, "volume %s is not attached", r.Name)
 	case holder != x.s.cfg.Node:
@@ -154,12 +162,25 @@ func (x volumeService) DeleteVolume(ctx context.Context, r *pb.DeleteVolumeReque
 		if err != nil || vol.Value.Deleting {
 			return err
 		}
-		if st := vol.Value.State; st.Node != "" && st.Frontend != spec.FrontendNone {
+		if st := vol.Value.State; st.Node != "" && st.Frontend != spec.FrontendNone && !x.s.abandoned(ctx, vol.Value) {
 			return errorf(errRefused, "volume %s is attached to node %s; detach it first: keelson volume detach %s", r.Name, st.Node, r.Name)
+		}
+		if err := x.s.deletable(ctx, &vol.Value); err != nil {
+			return err
 		}
 		vol.Value.Deleting = true
 		_, err = x.s.cfg.Store.PutVolume(ctx, vol.Value, vol.Rev, meta.Cond{})
 		return err
 	})
 	return &pb.DeleteVolumeResponse{}, err
+}
+
+// abandoned reports whether a volume was made for a pod whose node has it, but is gone: what that node still writes is for
+// nobody, and often it has the only copy, so that no other node could take the volume from it.
+func (s *Server) abandoned(ctx context.Context, vol spec.Volume) bool {
+	if vol.Ephemeral == nil {
+		return false
+	}
+	alive, err := s.cfg.Store.Alive(ctx)
+	return err == nil && !alive[vol.State.Node]
 }

@@ -42,8 +42,11 @@ func checkCapability(c *pb.VolumeCapability) error {
 	switch {
 	case m == pb.VolumeCapability_AccessMode_UNKNOWN:
 		return status.Error(codes.InvalidArgument, "the access mode is missing in the volume capability")
+	case m == pb.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER || m == pb.VolumeCapability_AccessMode_MULTI_NODE_SINGLE_WRITER:
+		return status.Errorf(codes.InvalidArgument, "access mode ReadWriteMany (%s) isn't there yet: a volume is on one node at a time. "+
+			"Ask for ReadWriteOnce: all pods of one node can write to it then; or for ReadWriteOncePod, or ReadOnlyMany", m)
 	case !slices.Contains(modes, m):
-		return status.Errorf(codes.InvalidArgument, "access mode %s isn't there yet: a volume can be used on one node at a time; ask for ReadWriteOnce, ReadWriteOncePod or ReadOnlyMany", m)
+		return status.Errorf(codes.InvalidArgument, "access mode %s isn't there; ask for ReadWriteOnce, ReadWriteOncePod or ReadOnlyMany", m)
 	case c.GetBlock() == nil && c.GetMount() == nil:
 		return status.Error(codes.InvalidArgument, "the access type is missing in the volume capability: block or mount")
 	case c.GetBlock() != nil && slices.Contains(readers, m):

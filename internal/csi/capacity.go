@@ -28,7 +28,7 @@ func (c *controller) GetCapacity(ctx context.Context, r *pb.GetCapacityRequest) 
 		return nil, err
 	}
 	term := r.GetAccessibleTopology().GetSegments()
-	if !slices.ContainsFunc(nodes, func(n Node) bool { return n.Storage && matches(n, c.endpoint.Driver, term) }) {
+	if !slices.ContainsFunc(nodes, func(n Node) bool { return n.Storage && n.Alive && matches(n, c.endpoint.Driver, term) }) {
 		return none, nil
 	}
 	pools, err := c.cfg.Keelson.Pools(ctx)

@@ -23,6 +23,11 @@ func (c *controller) ControllerGetCapabilities(context.Context, *pb.ControllerGe
 		pb.ControllerServiceCapability_RPC_GET_VOLUME,
 		pb.ControllerServiceCapability_RPC_VOLUME_CONDITION,
 		pb.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
+		pb.ControllerServiceCapability_RPC_MODIFY_VOLUME,
+		pb.ControllerServiceCapability_RPC_EXPAND_VOLUME,
+		pb.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT,
+		pb.ControllerServiceCapability_RPC_LIST_SNAPSHOTS,
+		pb.ControllerServiceCapability_RPC_CLONE_VOLUME,
 	} {
 		out.Capabilities = append(out.Capabilities, &pb.ControllerServiceCapability{
 			Type: &pb.ControllerServiceCapability_Rpc{Rpc: &pb.ControllerServiceCapability_RPC{Type: t}},
@@ -58,8 +63,8 @@ func (c *controller) DeleteVolume(ctx context.Context, r *pb.DeleteVolumeRequest
 
 // freeFromDead takes a volume from a node that isn't alive: attaching it here fences that one, so that nobody writes any
 // more. From a living node it is taken by nobody.
-func (c *controller) freeFromDead(ctx context.Context, v Volume) error {
-	nodes, err := c.cfg.Keelson.Nodes(ctx)
+func (d *driver) freeFromDead(ctx context.Context, v Volume) error {
+	nodes, err := d.cfg.Keelson.Nodes(ctx)
 	if err != nil {
 		return err
 	}
@@ -68,10 +73,10 @@ func (c *controller) freeFromDead(ctx context.Context, v Volume) error {
 			return &Problem{ErrRefused, fmt.Sprintf("volume %s is attached to node %s, which is alive: it can be deleted once the last pod that uses it there has ended", v.Name, v.Node)}
 		}
 	}
-	if _, err := c.cfg.Keelson.Attach(ctx, v.Name); err != nil {
+	if _, err := d.cfg.Keelson.Attach(ctx, v.Name); err != nil {
 		return fmt.Errorf("volume %s is attached to node %s, which is gone, and can't be taken from it: %w", v.Name, v.Node, err)
 	}
-	return c.cfg.Keelson.Detach(ctx, v.Name)
+	return d.cfg.Keelson.Detach(ctx, v.Name)
 }
 
 // tokenPrefix begins the tokens of ListVolumes; the name of the last volume that was shown follows.
@@ -153,34 +158,4 @@ func (c *controller) ValidateVolumeCapabilities(ctx context.Context, r *pb.Valid
 	return &pb.ValidateVolumeCapabilitiesResponse{Confirmed: &pb.ValidateVolumeCapabilitiesResponse_Confirmed{
 		VolumeContext: r.GetVolumeContext(), VolumeCapabilities: r.GetVolumeCapabilities(), Parameters: r.GetParameters(),
 	}}, nil
-}
-
-// CreateSnapshot implements the controller service.
-func (c *controller) CreateSnapshot(context.Context, *pb.CreateSnapshotRequest) (*pb.CreateSnapshotResponse, error) {
-	return nil, errNoSnapshots
-}
-
-// DeleteSnapshot implements the controller service.
-func (c *controller) DeleteSnapshot(context.Context, *pb.DeleteSnapshotRequest) (*pb.DeleteSnapshotResponse, error) {
-	return nil, errNoSnapshots
-}
-
-// ListSnapshots implements the controller service.
-func (c *controller) ListSnapshots(context.Context, *pb.ListSnapshotsRequest) (*pb.ListSnapshotsResponse, error) {
-	return nil, errNoSnapshots
-}
-
-// GetSnapshot implements the controller service.
-func (c *controller) GetSnapshot(context.Context, *pb.GetSnapshotRequest) (*pb.GetSnapshotResponse, error) {
-	return nil, errNoSnapshots
-}
-
-// ControllerExpandVolume implements the controller service.
-func (c *controller) ControllerExpandVolume(context.Context, *pb.ControllerExpandVolumeRequest) (*pb.ControllerExpandVolumeResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "volumes can't be expanded yet")
-}
-
-// ControllerModifyVolume implements the controller service.
-func (c *controller) ControllerModifyVolume(context.Context, *pb.ControllerModifyVolumeRequest) (*pb.ControllerModifyVolumeResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "nothing of a volume can be changed while it is there yet")
 }

@@ -377,11 +377,9 @@ func TestMetadataAway(t *testing.T) {
 	r.cluster.SetAway(nil)
 }
 
-func TestSnapshotsAreRefusedClearly(t *testing.T) {
+func TestGroupSnapshotsAreRefusedClearly(t *testing.T) {
 	r := newRig(t, "csi.keelson.io", false)
-	_, err := r.CreateSnapshot(t.Context(), &pb.CreateSnapshotRequest{Name: "s", SourceVolumeId: "v"})
-	refused(t, "snapshot", err, codes.Unimplemented, "snapshots")
-	_, err = r.CreateVolumeGroupSnapshot(t.Context(), &pb.CreateVolumeGroupSnapshotRequest{Name: "s"})
+	_, err := r.CreateVolumeGroupSnapshot(t.Context(), &pb.CreateVolumeGroupSnapshotRequest{Name: "s"})
 	refused(t, "group snapshot", err, codes.Unimplemented, "snapshots")
 	got, err := r.GroupControllerGetCapabilities(t.Context(), &pb.GroupControllerGetCapabilitiesRequest{})
 	if err != nil || len(got.Capabilities) > 0 {

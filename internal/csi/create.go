@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"regexp"
-	"strconv"
 	"strings"
 
 	pb "github.com/container-storage-interface/spec/lib/go/csi"
@@ -32,8 +31,6 @@ const (
 	contextCreate   = "createOptions"
 	contextMount    = "mountOptions"
 	contextDiscard  = "discard"
-	contextIOPS     = "iopsLimit"
-	contextBytes    = "bandwidthLimit"
 	contextWarnings = "warnings"
 )
 
@@ -66,21 +63,28 @@ func (c *controller) CreateVolume(ctx context.Context, r *pb.CreateVolumeRequest
 	if err := checkCapabilities(r.GetVolumeCapabilities()); err != nil {
 		return nil, err
 	}
-	if r.GetVolumeContentSource() != nil {
-		return nil, status.Error(codes.InvalidArgument, "a volume can't be made from a snapshot or another volume yet: leave the claim's dataSource out")
-	}
-	if err := noMutable(r.GetMutableParameters()); err != nil {
+	change, err := c.dialect.ParseChange(r.GetMutableParameters())
+	if err != nil {
 		return nil, err
 	}
 	class, warnings, err := c.dialect.Translate(r.GetParameters())
 	if err != nil {
 		return nil, err
 	}
+	change.Apply(&class)
 	req, access, err := c.request(ctx, r, &class)
 	if err != nil {
 		return nil, err
 	}
-	v, err := c.create(ctx, req, r.GetCapacityRange())
+	var v Volume
+	if from := r.GetVolumeContentSource(); from != nil {
+		v, err = c.clone(ctx, req, from, r.GetCapacityRange())
+	} else {
+		v, err = c.create(ctx, req, r.GetCapacityRange())
+	}
+	if err == nil && class.Schedule != "" {
+		err = c.cfg.Keelson.SetSchedule(ctx, v.Name, class.Schedule)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -89,6 +93,7 @@ func (c *controller) CreateVolume(ctx context.Context, r *pb.CreateVolumeRequest
 	}
 	return &pb.CreateVolumeResponse{Volume: &pb.Volume{
 		VolumeId: v.Name, CapacityBytes: v.Size, VolumeContext: volumeContext(class, warnings), AccessibleTopology: access,
+		ContentSource: r.GetVolumeContentSource(),
 	}}, nil
 }
 
@@ -125,18 +130,19 @@ func (c *controller) request(ctx context.Context, r *pb.CreateVolumeRequest, cla
 	return Request{
 		Name: volumeName(r.GetName()), Size: size, Replicas: class.Replicas, Columns: class.Columns, ZoneSpread: class.ZoneSpread,
 		Media: class.Media, NodeSelector: class.NodeSelector, Topology: topology, Near: w.near,
+		Limits: class.Limits, Placement: class.Placement, TrimEvery: class.TrimEvery,
 	}, w.access, nil
 }
 
 // create makes the volume, or finds the one that an earlier call made.
-func (c *controller) create(ctx context.Context, req Request, capacity *pb.CapacityRange) (Volume, error) {
-	v, err := c.cfg.Keelson.Volume(ctx, req.Name)
+func (d *driver) create(ctx context.Context, req Request, capacity *pb.CapacityRange) (Volume, error) {
+	v, err := d.cfg.Keelson.Volume(ctx, req.Name)
 	if errors.Is(err, ErrNotFound) {
-		v, err = c.cfg.Keelson.Create(ctx, req)
+		v, err = d.cfg.Keelson.Create(ctx, req)
 		if !errors.Is(err, ErrExists) {
 			return v, err
 		}
-		v, err = c.cfg.Keelson.Volume(ctx, req.Name) // another node made it just now
+		v, err = d.cfg.Keelson.Volume(ctx, req.Name) // another node made it just now
 	}
 	switch {
 	case errors.Is(err, ErrNotFound), err == nil && v.Deleting:
@@ -168,6 +174,8 @@ func differs(v Volume, req Request, capacity *pb.CapacityRange) string {
 		return fmt.Sprintf("its media is %q, %q is asked for", v.Media, req.Media)
 	case !maps.Equal(v.NodeSelector, req.NodeSelector):
 		return fmt.Sprintf("its node selector is %v, %v is asked for", v.NodeSelector, req.NodeSelector)
+	case !sameTerms(v.Topology, req.Topology):
+		return fmt.Sprintf("its copies lie where the topology is one of %v, and one of %v is asked for", v.Topology, req.Topology)
 	}
 	return ""
 }
@@ -213,24 +221,10 @@ func volumeContext(class dialect.Request, warnings []dialect.Warning) map[string
 	if class.NoDiscard {
 		out[contextDiscard] = "false"
 	}
-	if class.IOPSLimit > 0 {
-		out[contextIOPS] = strconv.FormatInt(class.IOPSLimit, 10)
-	}
-	if class.BandwidthLimit > 0 {
-		out[contextBytes] = strconv.FormatInt(class.BandwidthLimit, 10)
-	}
 	words := make([]string, len(warnings))
 	for i, w := range warnings {
 		words[i] = w.String()
 	}
 	put(contextWarnings, strings.Join(words, "; "))
 	return out
-}
-
-// noMutable refuses parameters of a VolumeAttributesClass.
-func noMutable(params map[string]string) error {
-	for k, v := range params {
-		return &spec.InvalidError{Field: "mutable parameter " + k, Value: v, Legal: "left out: nothing of a volume can be changed while it is there yet"}
-	}
-	return nil
 }

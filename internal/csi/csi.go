@@ -8,7 +8,10 @@
 // kernel, and every call looks there first; so each can be repeated, at any step, by any process. One call at a time works on a
 // volume: others are told to come again. A device with a signature is never formatted.
 //
-// Goroutines: one for each socket, and grpc's, which Close ends and awaits; and one for each volume whose statistics are being
+// A volume that is written into a pod (an inline volume) is made when it is published and deleted when it is unpublished. What a crash
+// between the two leaves is found by the record of the volume, which says for which path on which node it was made.
+//
+// Goroutines: one for each socket, grpc's, the collector of what pods left, and one that trims file systems when they are due, which Close ends and awaits; and one for each volume whose statistics are being
 // asked, which lasts as long as the kernel takes to answer.
 package csi
 
@@ -17,10 +20,12 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"keelson.io/keelson/internal/csi/dialect"
 	"keelson.io/keelson/internal/spec"
 )
 
@@ -29,6 +34,24 @@ import (
 type Keelson interface {
 	// Create makes a volume. ErrExists: there is one of that name; ErrNoRoom: it can't be placed; ErrInvalid.
 	Create(ctx context.Context, r Request) (Volume, error)
+	// Clone makes a volume of a snapshot, or, if snapshot is "", of what another volume holds; of at least size bytes. That it
+	// has done so is no error. ErrNotFound; ErrExists: there is another volume of that name.
+	Clone(ctx context.Context, name, volume, snapshot string, size int64) (Volume, error)
+	// CreateSnapshot takes a snapshot and answers when it is there. That it has is no error. ErrNotFound; ErrRefused: there are too many.
+	CreateSnapshot(ctx context.Context, volume, name string) (Snapshot, error)
+	// DeleteSnapshot answers when it is gone. ErrNotFound.
+	DeleteSnapshot(ctx context.Context, volume, name string) error
+	// SetSchedule has snapshots of a volume taken by themselves. ErrNotFound; ErrInvalid.
+	SetSchedule(ctx context.Context, volume, schedule string) error
+	// Snapshots lists those of a volume, or of all if volume is "". ErrNotFound.
+	Snapshots(ctx context.Context, volume string) ([]Snapshot, error)
+	// Modify changes a volume, also while it is in use. ErrNotFound; ErrInvalid.
+	Modify(ctx context.Context, name string, c dialect.Change) error
+	// Grow makes a volume larger, also while it is in use, and returns it when it is. A size that it has is no error. ErrNotFound;
+	// ErrInvalid; ErrNoRoom: its pools have none; ErrAgain: it is on its way.
+	Grow(ctx context.Context, name string, size int64) (Volume, error)
+	// Trimmed records that this node trimmed a volume's file system: how many bytes came free, or what went wrong.
+	Trimmed(ctx context.Context, name string, bytes int64, problem error) error
 	// Delete lets a volume go. ErrNotFound; ErrRefused: it is attached.
 	Delete(ctx context.Context, name string) error
 	// Volume returns a volume by name. ErrNotFound.
@@ -81,7 +104,13 @@ type Request struct {
 	// of nodes, or dialect.KeyNode or dialect.KeyZone.
 	Topology []map[string]string
 	// Near is a node that should get a copy if it can; "" is any.
-	Near string
+	Near      string
+	Limits    spec.Limits
+	Placement spec.Placement
+	// TrimEvery is how often the mounted file system is trimmed; 0 is never.
+	TrimEvery time.Duration
+	// Ephemeral is set for a volume that lives as long as a pod.
+	Ephemeral *spec.Ephemeral
 }
 
 // Volume is a volume as the cluster shows it.
@@ -93,6 +122,11 @@ type Volume struct {
 	ZoneSpread   bool
 	Media        string
 	NodeSelector map[string]string
+	Topology     []map[string]string
+	Ephemeral    *spec.Ephemeral
+	Limits       spec.Limits
+	Placement    spec.Placement
+	Trim         spec.TrimState
 	Deleting     bool
 	// Node is where it is attached with a device; "" if nowhere.
 	Node    string

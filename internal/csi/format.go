@@ -33,7 +33,8 @@ func interruptedXFS(head []byte) bool {
 	return string(head[:4]) == "XFSB" && head[inProgress] != 0
 }
 
-// format makes a file system on a device on which there is none. As the device is new there is nothing to discard.
+// format makes a file system on a device on which there is none. As the device is new there is nothing to discard. Its root is empty: programs
+// such as initdb refuse a directory in which there is anything, and claims are often mounted just there. fsck makes lost+found anew when it needs it.
 func (h *host) format(device string, f fileSystem) error {
 	program := "mkfs." + f.fstype
 	args := []string{"-F", "-m0", "-E", "nodiscard"}
@@ -44,6 +45,12 @@ func (h *host) format(device string, f fileSystem) error {
 	out, err := h.mounter.Exec.Command(program, args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	if f.fstype == "xfs" {
+		return nil
+	}
+	if out, err := h.mounter.Exec.Command("debugfs", "-w", "-R", "rmdir lost+found", device).CombinedOutput(); err != nil {
+		return fmt.Errorf("debugfs %s: remove lost+found: %w: %s", device, err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }

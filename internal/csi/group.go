@@ -8,12 +8,12 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// groupController is the service for snapshots of several volumes. It has no capability, as there are no snapshots.
+// groupController is the service for snapshots of several volumes. It has no capability yet.
 type groupController struct {
 	pb.UnimplementedGroupControllerServer
 }
 
-var errNoSnapshots = status.Error(codes.Unimplemented, "Keelson has no snapshots yet")
+var errNoGroups = status.Error(codes.Unimplemented, "Keelson takes no snapshots of several volumes at one moment yet")
 
 // GroupControllerGetCapabilities implements the group controller service.
 func (groupController) GroupControllerGetCapabilities(context.Context, *pb.GroupControllerGetCapabilitiesRequest) (*pb.GroupControllerGetCapabilitiesResponse, error) {
@@ -22,15 +22,15 @@ func (groupController) GroupControllerGetCapabilities(context.Context, *pb.Group
 
 // CreateVolumeGroupSnapshot implements the group controller service.
 func (groupController) CreateVolumeGroupSnapshot(context.Context, *pb.CreateVolumeGroupSnapshotRequest) (*pb.CreateVolumeGroupSnapshotResponse, error) {
-	return nil, errNoSnapshots
+	return nil, errNoGroups
 }
 
 // DeleteVolumeGroupSnapshot implements the group controller service.
 func (groupController) DeleteVolumeGroupSnapshot(context.Context, *pb.DeleteVolumeGroupSnapshotRequest) (*pb.DeleteVolumeGroupSnapshotResponse, error) {
-	return nil, errNoSnapshots
+	return nil, errNoGroups
 }
 
 // GetVolumeGroupSnapshot implements the group controller service.
 func (groupController) GetVolumeGroupSnapshot(context.Context, *pb.GetVolumeGroupSnapshotRequest) (*pb.GetVolumeGroupSnapshotResponse, error) {
-	return nil, errNoSnapshots
+	return nil, errNoGroups
 }

@@ -32,6 +32,9 @@ func (i *identity) GetPluginCapabilities(context.Context, *pb.GetPluginCapabilit
 			Type: &pb.PluginCapability_Service_{Service: &pb.PluginCapability_Service{Type: t}},
 		})
 	}
+	out.Capabilities = append(out.Capabilities, &pb.PluginCapability{
+		Type: &pb.PluginCapability_VolumeExpansion_{VolumeExpansion: &pb.PluginCapability_VolumeExpansion{Type: pb.PluginCapability_VolumeExpansion_ONLINE}},
+	})
 	return &out, nil
 }
 

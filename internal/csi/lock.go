@@ -30,14 +30,20 @@ func volumeOf(req any) string {
 		return volumeName(r.GetName())
 	case *pb.DeleteVolumeRequest:
 		return r.GetVolumeId()
+	case *pb.ControllerExpandVolumeRequest:
+		return r.GetVolumeId()
+	case *pb.NodeExpandVolumeRequest:
+		return r.GetVolumeId()
 	case *pb.NodeStageVolumeRequest:
 		return r.GetVolumeId()
 	case *pb.NodeUnstageVolumeRequest:
 		return r.GetVolumeId()
 	case *pb.NodePublishVolumeRequest:
-		return r.GetVolumeId()
+		name, _ := keelsonName(r.GetVolumeId())
+		return name
 	case *pb.NodeUnpublishVolumeRequest:
-		return r.GetVolumeId()
+		name, _ := keelsonName(r.GetVolumeId())
+		return name
 	}
 	return ""
 }

@@ -156,6 +156,13 @@ func (h *host) stage(volume, device, path string, f fileSystem) error {
 	if err := h.mounter.FormatAndMount(device, path, f.fstype, f.options); err != nil {
 		return fmt.Errorf("volume %s: %w", volume, err)
 	}
+	if f.readOnly || has == "" {
+		return nil
+	}
+	// The volume may have grown while it wasn't mounted, and nobody is asked for its file system then.
+	if err := growFileSystem(volume, device, path); err != nil {
+		h.log.Warn("a file system is smaller than its volume", "volume", volume, "err", err)
+	}
 	return nil
 }
 
@@ -308,21 +315,25 @@ func shownDevices(volume, but string) ([]mount.MountInfo, error) {
 
 // unpublish takes away what is at the target, and the target.
 func (h *host) unpublish(target string) error {
-	for {
-		list, err := mountsAt(target)
-		if err != nil {
-			return err
-		}
-		if len(list) == 0 {
-			break
-		}
-		if err := h.mounter.Unmount(target); err != nil {
-			return err
-		}
+	if err := h.unmountAll(target); err != nil {
+		return err
 	}
 	// Never with what is in it: that would be somebody's data.
 	if err := os.Remove(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
+}
+
+// unmountAll takes away whatever is mounted at a path.
+func (h *host) unmountAll(path string) error {
+	for {
+		list, err := mountsAt(path)
+		if err != nil || len(list) == 0 {
+			return err
+		}
+		if err := h.mounter.Unmount(path); err != nil {
+			return err
+		}
+	}
 }

@@ -32,6 +32,7 @@ func (n *node) NodeGetCapabilities(context.Context, *pb.NodeGetCapabilitiesReque
 	for _, t := range []pb.NodeServiceCapability_RPC_Type{
 		pb.NodeServiceCapability_RPC_STAGE_UNSTAGE_VOLUME,
 		pb.NodeServiceCapability_RPC_GET_VOLUME_STATS,
+		pb.NodeServiceCapability_RPC_EXPAND_VOLUME,
 		pb.NodeServiceCapability_RPC_VOLUME_CONDITION,
 		pb.NodeServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
 	} {
@@ -182,6 +183,12 @@ func (n *node) NodeUnstageVolume(ctx context.Context, r *pb.NodeUnstageVolumeReq
 
 // NodePublishVolume implements the node service: shows the staged volume at a path of a pod.
 func (n *node) NodePublishVolume(ctx context.Context, r *pb.NodePublishVolumeRequest) (*pb.NodePublishVolumeResponse, error) {
+	if r.GetVolumeContext()[contextInline] == "true" {
+		if err := wanting("volume id", r.GetVolumeId(), "target path", r.GetTargetPath()); err != nil {
+			return nil, err
+		}
+		return &pb.NodePublishVolumeResponse{}, n.publishInline(ctx, r)
+	}
 	if err := wanting("volume id", r.GetVolumeId(), "target path", r.GetTargetPath(), "staging target path", r.GetStagingTargetPath()); err != nil {
 		return nil, err
 	}
@@ -243,9 +250,12 @@ func (n *node) renew(ctx context.Context, r *pb.NodePublishVolumeRequest) error 
 }
 
 // NodeUnpublishVolume implements the node service.
-func (n *node) NodeUnpublishVolume(_ context.Context, r *pb.NodeUnpublishVolumeRequest) (*pb.NodeUnpublishVolumeResponse, error) {
+func (n *node) NodeUnpublishVolume(ctx context.Context, r *pb.NodeUnpublishVolumeRequest) (*pb.NodeUnpublishVolumeResponse, error) {
 	if err := wanting("volume id", r.GetVolumeId(), "target path", r.GetTargetPath()); err != nil {
 		return nil, err
+	}
+	if name, inline := keelsonName(r.GetVolumeId()); inline {
+		return &pb.NodeUnpublishVolumeResponse{}, n.unpublishInline(ctx, name, r.GetTargetPath())
 	}
 	return &pb.NodeUnpublishVolumeResponse{}, n.host.unpublish(r.GetTargetPath())
 }
@@ -259,9 +269,12 @@ func (n *node) NodeGetVolumeStats(ctx context.Context, r *pb.NodeGetVolumeStatsR
 	if err := wanting("volume id", id, "volume path", path); err != nil {
 		return nil, err
 	}
+	id, inline := keelsonName(id)
 	v, err := n.volume(ctx, id)
 	if status.Code(err) == codes.NotFound {
-		return nil, err
+		if memory, merr := n.host.memoryAt(path); merr != nil || !inline || !memory {
+			return nil, err
+		}
 	}
 	known := err == nil
 	ctx, cancel := context.WithTimeout(ctx, statsWait)
@@ -281,9 +294,4 @@ func (n *node) NodeGetVolumeStats(ctx context.Context, r *pb.NodeGetVolumeStatsR
 		out.VolumeCondition = condition(v)
 	}
 	return out, nil
-}
-
-// NodeExpandVolume implements the node service.
-func (n *node) NodeExpandVolume(context.Context, *pb.NodeExpandVolumeRequest) (*pb.NodeExpandVolumeResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "volumes can't be expanded yet")
 }

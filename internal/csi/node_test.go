@@ -46,6 +46,9 @@ func TestVolumeInUse(t *testing.T) {
 			if m == nil || !strings.HasPrefix(fs, m.FsType[:3]) || !slices.Contains(m.SuperOptions, "discard") || !slices.Contains(m.MountOptions, "noatime") {
 				t.Fatalf("mounted as %+v", m)
 			}
+			if has, err := os.ReadDir(target); err != nil || len(has) > 0 {
+				t.Errorf("a new volume isn't empty: %v, %v", has, err)
+			}
 			must(t, os.WriteFile(filepath.Join(target, "file"), []byte("kept"), 0o600))
 			// All of it again changes nothing.
 			must(t, r.stage(v, c, staging), r.publish(v, c, staging, target, false))

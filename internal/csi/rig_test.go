@@ -47,13 +47,17 @@ func newRig(t *testing.T, driver string, devices bool) *rig {
 	return serveRig(t, csitest.NewMemory(d), "n1", driver, dir)
 }
 
-func serveRig(t *testing.T, m *csitest.Memory, node, driver, dir string) *rig {
+func serveRig(t *testing.T, m *csitest.Memory, node, driver, dir string, change ...func(*csi.Config)) *rig {
 	t.Helper()
 	r := &rig{t: t, cluster: m, dir: dir, socket: filepath.Join(dir, node+driver+".sock")}
-	s := csi.New(csi.Config{
+	cfg := csi.Config{
 		Node: node, Version: "test", Keelson: m.At(node), AttachWait: 2 * time.Second, Log: slog.New(slog.DiscardHandler),
 		Endpoints: []csi.Endpoint{{Driver: driver, Socket: r.socket, RegistrationDir: filepath.Join(dir, "reg-"+node)}},
-	})
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	s := csi.New(cfg)
 	if err := s.Open(t.Context()); err != nil {
 		t.Fatal(err)
 	}

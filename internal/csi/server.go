@@ -34,7 +34,11 @@ type Config struct {
 	MaxVolumes int64
 	// AttachWait is how long staging waits for the end of the lease of a node that can't be reached; 0 is 45 s.
 	AttachWait time.Duration
-	Log        *slog.Logger
+	// CollectEvery is how often volumes are looked for whose pods are gone; 0 is every ten minutes.
+	CollectEvery time.Duration
+	// TrimLook is how often volumes are looked for that are due to be trimmed; 0 is every ten minutes.
+	TrimLook time.Duration
+	Log      *slog.Logger
 }
 
 // Endpoint is a driver name and where it is served.
@@ -81,6 +85,7 @@ type Server struct {
 	cfg   Config
 	locks *locks
 	ready atomic.Bool // this node was seen in the metadata
+	stop  func()      // ends the collector and the trimmer
 
 	mu      sync.Mutex
 	servers []*grpc.Server
@@ -99,7 +104,13 @@ func New(cfg Config) *Server {
 	if cfg.AttachWait == 0 {
 		cfg.AttachWait = 45 * time.Second
 	}
-	return &Server{cfg: cfg, locks: newLocks()}
+	if cfg.CollectEvery == 0 {
+		cfg.CollectEvery = collectEvery
+	}
+	if cfg.TrimLook == 0 {
+		cfg.TrimLook = trimLook
+	}
+	return &Server{cfg: cfg, locks: newLocks(), stop: func() {}}
 }
 
 // Open listens on all sockets. On an error none is left.
@@ -112,6 +123,14 @@ func (s *Server) Open(ctx context.Context) error {
 			return errors.Join(err, s.Close())
 		}
 	}
+	if len(s.cfg.Endpoints) > 0 {
+		e := s.cfg.Endpoints[0]
+		ctx, cancel := context.WithCancel(ctx)
+		s.stop = cancel
+		n := newNode(&driver{cfg: s.cfg, endpoint: e, log: s.cfg.Log})
+		s.wg.Go(func() { s.collect(ctx, n) })
+		s.wg.Go(func() { s.trim(ctx) })
+	}
 	return nil
 }
 
@@ -120,6 +139,7 @@ const closeWait = 20 * time.Second
 
 // Close takes no new calls, and waits for those in flight, at most closeWait: a mount that has begun is finished.
 func (s *Server) Close() error {
+	s.stop()
 	s.mu.Lock()
 	s.closed = true
 	servers := s.servers

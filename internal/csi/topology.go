@@ -2,6 +2,7 @@ package csi
 
 import (
 	"maps"
+	"slices"
 	"strings"
 
 	pb "github.com/container-storage-interface/spec/lib/go/csi"
@@ -123,6 +124,17 @@ func understand(r *pb.TopologyRequirement, nodes []Node, driver string) (wish, e
 		w.topology = append(w.topology, term)
 	}
 	return w, nil
+}
+
+// sameTerms reports whether two lists have the same terms, in whatever order.
+func sameTerms(a, b []map[string]string) bool {
+	in := func(list []map[string]string, t map[string]string) bool {
+		return slices.ContainsFunc(list, func(x map[string]string) bool { return maps.Equal(x, t) })
+	}
+	missing := func(list []map[string]string) func(map[string]string) bool {
+		return func(t map[string]string) bool { return !in(list, t) }
+	}
+	return !slices.ContainsFunc(a, missing(b)) && !slices.ContainsFunc(b, missing(a))
 }
 
 // maxTerms bounds the terms that constraints multiply to.

@@ -159,6 +159,9 @@ func (e *Engine) takeTerm(ctx context.Context, volumeID string, o AttachOptions,
 		if v.Deleting {
 			return nil, fmt.Errorf("volume %q: %w", v.Name, ErrDeleting)
 		}
+		if err := attachable(&v, o.Frontend); err != nil && again == nil {
+			return nil, err
+		}
 		prev, cond := repl.PrevOther, meta.Cond{}
 		holder := v.State.Node
 		switch {
@@ -239,6 +242,7 @@ func (a *attachment) start(v spec.Volume, rev meta.Rev, prev repl.Prev, o Attach
 		AnswerLimit:      settings.AnswerLimit,
 		ScrubTake:        func(n int64) time.Duration { return a.e.scrubs.take(a.e.view.settings().ScrubBandwidth, n) },
 		Event:            a.e.event,
+		Resized:          a.resized,
 		Ready: func() {
 			close(a.serves)
 			if rec, ok := s.records[v.ID]; ok {
@@ -292,6 +296,9 @@ func (a *attachment) show() {
 		})
 	}
 	close(a.ready)
+	if a.takeover {
+		a.resized() // the engine before may have died between the volume's growth and the device's
+	}
 	if a.err != nil && !closed(a.gone) {
 		a.e.log.Error("volume can't be shown to this node", "volume", a.name, "term", a.term, "frontend", a.frontend, "err", a.err)
 	}

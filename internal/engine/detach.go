@@ -132,7 +132,7 @@ func (e *Engine) released(v spec.Volume) {
 	if a == nil || a.frontend != spec.FrontendNone || !closed(a.serves) || v.State.Term != a.term {
 		return
 	}
-	if v.Scrub.Running() {
+	if v.Scrub.Running() || v.SnapshotWork() {
 		return
 	}
 	for _, m := range allMembers(&v) {

@@ -24,6 +24,7 @@ type localReplica struct {
 	onDisk   bool // a directory exists
 	doomed   bool // it is to be removed
 	leftover bool // its pool's record says that it was left when its volume was deleted
+	growing  bool // it is being made larger, or its size recorded
 	checking bool // whether it is to be removed is being found out
 	rep      *replica.Replica
 	err      error  // why it is failed
@@ -126,6 +127,8 @@ func (r *localReplica) opened(rep *replica.Replica, err error) {
 	} else {
 		r.state, r.rep, r.logged, r.unread = open, rep, "", 0
 		r.notify(true)
+		// The volume may have grown while it was closed.
+		r.s.loop.Post(func() { r.s.reviewRecord(r.volume) })
 	}
 	r.advance()
 }

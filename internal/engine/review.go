@@ -68,7 +68,7 @@ func (s *shard) review(rec meta.Versioned[spec.Volume]) {
 				continue
 			}
 			wanted[id] = true
-			if !v.Deleting {
+			if !v.Deleting && !v.Cloning() {
 				s.ensure(v, col, m, id)
 			}
 		}
@@ -78,6 +78,7 @@ func (s *shard) review(rec meta.Versioned[spec.Volume]) {
 			s.removeIfUnwanted(r)
 		}
 	}
+	s.growReplicas(v)
 	if v.Deleting && len(wanted) > 0 {
 		s.removeForDeletion(v, wanted)
 	}
@@ -115,22 +116,23 @@ func (s *shard) ensure(v *spec.Volume, col int, m spec.Member, id wire.ReplicaID
 }
 
 // mayCreate reports whether an empty replica can take a member's place. Until the first
-// term was fenced nothing can have been written; a member that isn't in sync is brought up to date. An
+// term was fenced nothing can have been written, but to a clone; a member that isn't in sync is brought up to date. An
 // in-sync one must first be recorded as stale by the coordinator, which finds it missing.
 func mayCreate(v *spec.Volume, m spec.Member) bool {
-	return v.State.Fenced == 0 || m.State == spec.Stale
+	return v.State.Fenced == 0 && v.Source == nil || m.State == spec.Stale
 }
 
 func (s *shard) desc(v *spec.Volume, col int, id wire.ReplicaID) replica.Desc {
 	policy := *v
 	policy.State, policy.Scrub = spec.State{}, spec.Scrub{}
+	policy.Snapshots, policy.Clones, policy.Restore, policy.Source = nil, nil, nil, nil
 	text, err := json.Marshal(policy)
 	if err != nil {
 		text = nil
 	}
 	return replica.Desc{
 		Cluster: s.e.cfg.Cluster, Volume: v.ID, Name: v.Name, Replica: id,
-		Column: col, Columns: v.Columns, Size: spec.ColumnSize(v.Size, v.Columns), Policy: text,
+		Column: col, Columns: v.Columns, Size: spec.ColumnSize(v.Planned(), v.Columns), Policy: text,
 	}
 }
 
@@ -197,6 +199,7 @@ func (s *shard) removeForDeletion(v *spec.Volume, members map[wire.ReplicaID]boo
 		return
 	}
 	for id := range members {
+		s.expectClone(v, id)
 		if r := s.replicas[id]; r != nil && (r.onDisk || r.state != absent) {
 			r.remove() // the record is reviewed again after that
 			return

@@ -30,6 +30,7 @@ type shard struct {
 	remotes  []*remoteReplica
 	retry    aio.Timer // looks at all records again
 	stopped  bool
+	expected map[wire.ReplicaID]bool // clones that were to be deleted before this shard had seen them
 }
 
 func newShard(e *Engine, index int, loop aio.Loop) *shard {

@@ -33,6 +33,8 @@ type VolumeStatus struct {
 	Unreconciled int
 	Stats        volume.Stats
 	Scrub        *volume.ScrubStatus // nil unless one is active
+	// SnapshotUsage is what snapshots occupy on disk, by their period.
+	SnapshotUsage map[uint64]int64
 }
 
 // PoolStatus is a pool of this node. Sizes are bytes.
@@ -140,6 +142,8 @@ func (e *Engine) retire(s volume.Stats) {
 	t.Repaired, t.Unreadable = t.Repaired+s.Repaired, t.Unreadable+s.Unreadable
 	t.Checkpoints += s.Checkpoints
 	t.ResyncedChunks, t.ResyncedBytes = t.ResyncedChunks+s.ResyncedChunks, t.ResyncedBytes+s.ResyncedBytes
+	t.Held += s.Held
+	t.Snapshots, t.SnapshotPause = t.Snapshots+s.Snapshots, max(t.SnapshotPause, s.SnapshotPause)
 	t.ScrubBytes, t.ScrubUnreadable, t.ScrubDiffering = t.ScrubBytes+s.ScrubBytes, t.ScrubUnreadable+s.ScrubUnreadable, t.ScrubDiffering+s.ScrubDiffering
 }
 
@@ -154,6 +158,7 @@ func (a *attachment) describe(ctx context.Context) (VolumeStatus, error) {
 		vs := a.device.Status()
 		v.Serving, v.Condition, v.Members = vs.Serving, vs.Condition, vs.Members
 		v.Unreconciled, v.Stats, v.Scrub = vs.Unreconciled, vs.Stats, vs.Scrub
+		v.SnapshotUsage = vs.SnapshotUsage
 	})
 	if err == nil && v.Condition == "" && closed(a.ready) && a.err != nil {
 		v.Condition = a.err.Error()
@@ -198,6 +203,8 @@ func (st *Status) count(v volume.Stats) {
 		"blocks_repaired": v.Repaired, "blocks_unreadable": v.Unreadable, "checkpoints": v.Checkpoints,
 		"resynced_chunks": v.ResyncedChunks, "resynced_bytes": v.ResyncedBytes,
 		"scrub_bytes": v.ScrubBytes, "scrub_blocks_unreadable": v.ScrubUnreadable, "scrub_blocks_differing": v.ScrubDiffering,
+		"snapshots": v.Snapshots, "snapshot_pause_max_microseconds": uint64(v.SnapshotPause.Microseconds()),
+		"held_by_limits": v.Held,
 	} {
 		st.Counters[name] += int64(n)
 	}

@@ -3,6 +3,7 @@ package engine
 import (
 	"maps"
 	"sync"
+	"time"
 
 	"keelson.io/keelson/internal/meta"
 	"keelson.io/keelson/internal/spec"
@@ -79,4 +80,12 @@ func (v *view) replace(s *snapshot) (deleted []string) {
 		close(v.synced)
 	}
 	return deleted
+}
+
+// Refuses reports whether a node whose certificate was issued then has been removed from the cluster since, as far as is known.
+// Safe for concurrent use.
+func (e *Engine) Refuses(node string, issued time.Time) bool {
+	e.view.mu.RLock()
+	defer e.view.mu.RUnlock()
+	return e.view.cluster.Refuses(node, issued)
 }

@@ -26,6 +26,18 @@ type Device interface {
 	Submit(*block.Request)
 }
 
+// Sated is a Device that holds requests back, and can have enough of them: while Full reports true, a frontend that can takes
+// no further request in, as the memory of those that wait is needed by the other volumes of the loop. It looks again soon.
+type Sated interface {
+	Full() bool
+}
+
+// Full reports whether a device has enough requests for now.
+func Full(d Device) bool {
+	s, ok := d.(Sated)
+	return ok && s.Full()
+}
+
 // Frontend is a way to show one volume to a host. Its methods block and are called on any
 // goroutine but the loop's, while the loop runs.
 type Frontend interface {

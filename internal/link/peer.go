@@ -134,7 +134,7 @@ func (p *Peer) send(r *wire.Request) {
 	l := p.links
 	l.scratch = wire.AppendRequest(l.scratch[:0], p.flight.add(r, l.cfg.Loop.Now()), r)
 	p.conn.c.Write(l.scratch)
-	if r.Kind == wire.KindWrite {
+	if r.Kind.Sends() {
 		p.conn.c.Write(r.Data)
 	}
 }

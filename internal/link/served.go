@@ -144,16 +144,24 @@ func (s *served) request(f *wire.Frame) (*job, error) {
 	r.ResetAnswer()
 	r.Sums = j.sums[:0]
 	switch f.Kind {
-	case wire.KindWrite:
+	case wire.KindWrite, wire.KindSnapWrite:
 		s.l.memory(j, int(f.Len))
 		r.Sums = f.Sums(j.sums)
-	case wire.KindRead:
+	case wire.KindRead, wire.KindSnapRead:
 		s.l.memory(j, int(f.Len))
 		r.Sums = j.sums[:f.Len/block.Size]
 	case wire.KindVerify:
 		r.Sums = j.sums[:f.Len/block.Size]
-	case wire.KindSums:
+	case wire.KindSums, wire.KindSnapSums, wire.KindSnapOpen:
 		r.Sums = make([]uint64, block.PerChunk)
+	case wire.KindSnaps, wire.KindSnapSeal, wire.KindRestore:
+		r.Sums = f.Sums(make([]uint64, f.NumSums()))
+	case wire.KindSnapLevels:
+		r.Sums = make([]uint64, 0, wire.MaxSnaps)
+	case wire.KindSnapUsage:
+		r.Sums = make([]uint64, 0, 2*wire.MaxSnaps)
+	case wire.KindClone:
+		r.Text = append([]byte(nil), f.Meta...)
 	case wire.KindGens:
 		r.Sums = make([]uint64, block.Chunks(f.Len))
 	}
@@ -210,7 +218,7 @@ func (l *Links) freeJob(j *job) {
 			l.cfg.Loop.Buffers().Put(d)
 		}
 	}
-	j.req.Data, j.req.Sums, j.req.Fence, j.req.Next = nil, nil, nil, nil
+	j.req.Data, j.req.Sums, j.req.Text, j.req.Fence, j.req.Next = nil, nil, nil, nil, nil
 	j.from, j.spare = nil, false
 	j.next, l.jobs = l.jobs, j
 }

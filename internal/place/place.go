@@ -3,10 +3,10 @@
 // request that can't be met gives an error that says which rule failed on which node.
 //
 // The rules, in order: hard ones exclude pools (the node is alive, not cordoned, has the storage role, matches the
-// selector and the topology; the pool has the media and the room; a column never has two copies on a node, nor in a zone when
-// zone spread is asked for). Among what is left, the node that is asked for comes first, copies of a column go to zones that
-// have none, then the columns
-// of a volume go to different pools, then the pool with the most free space is taken; names break ties.
+// selector and the topology, and a hard rule of the volume's group; the pool has the media and the room; a column never has two
+// copies on a node, nor in a zone when zone spread is asked for). Among what is left, the node that is asked for comes first, copies
+// of a column go to zones that have none, then to nodes as the group prefers, then to the media that the tier prefers, then the
+// columns of a volume go to different pools, then the pool with the most free space is taken; names break ties.
 package place
 
 import (
@@ -39,6 +39,8 @@ type Cluster struct {
 	Pools []Pool
 	// Overcommit is how many times a pool's capacity may be promised to volumes.
 	Overcommit float64
+	// Groups are the copies of the volumes that are in groups: see GroupsOf.
+	Groups map[string][]Copy
 }
 
 // Request asks for replicas of a volume.
@@ -48,8 +50,14 @@ type Request struct {
 	Column int
 	// Exclude are nodes that must not be taken.
 	Exclude []string
+	// Replacing is a member of Column that is going to leave; "" is none. Its node may get the new one, in another pool.
+	Replacing string
+	// Pools, if not empty, are those of which one is to be taken.
+	Pools []string
 	// Near is a node that gets a copy if the hard rules let it; "" is none.
 	Near string
+	// Only, if not "", is the one node that may be taken.
+	Only string
 }
 
 // Choice is where one replica goes.
@@ -108,11 +116,12 @@ type state struct {
 	// added is what this decision puts into each pool.
 	added map[string]int64
 	used  map[string]int // pools and how many replicas of this volume they hold
+	group map[string]int // nodes and how many copies of the others of its group they hold
 }
 
 // Place decides. The error is an *ImpossibleError, or nil.
 func Place(c Cluster, req Request) ([]Choice, error) {
-	s := &state{c: c, req: req, size: spec.ColumnSize(req.Volume.Size, req.Volume.Columns),
+	s := &state{c: c, req: req, size: spec.ColumnSize(req.Volume.Planned(), req.Volume.Columns),
 		nodes: map[string]Node{}, added: map[string]int64{}, used: map[string]int{}}
 	s.c.Pools = slices.Clone(c.Pools)
 	slices.SortFunc(s.c.Pools, func(a, b Pool) int {
@@ -121,6 +130,7 @@ func Place(c Cluster, req Request) ([]Choice, error) {
 	for _, n := range c.Nodes {
 		s.nodes[n.Name] = n
 	}
+	s.group = s.neighbours()
 	for _, col := range req.Volume.State.Columns {
 		for _, m := range col.Members {
 			s.used[m.Pool]++
@@ -147,6 +157,9 @@ func (s *state) column(col, n int) ([]Choice, error) {
 	have := 0
 	if s.req.Column >= 0 && col < len(s.req.Volume.State.Columns) {
 		for _, m := range s.req.Volume.State.Columns[col].Members {
+			if m.Replica == s.req.Replacing {
+				continue
+			}
 			taken[m.Node] = true
 			if !m.Removing {
 				zones[s.nodes[m.Node].Zone]++
@@ -190,7 +203,8 @@ func (s *state) free(p Pool) int64 {
 	return f - p.Reserve - s.added[p.ID]
 }
 
-// compare orders pools by preference: near, a zone without a copy, a pool without another column, free space, name.
+// compare orders pools by preference: near, a zone without a copy, what group and tier prefer, a pool without another column, free
+// space, name.
 func (s *state) compare(a, b Pool, zones map[string]int) int {
 	far := func(p Pool) int {
 		if s.req.Near != "" && p.Node == s.req.Near {
@@ -201,6 +215,8 @@ func (s *state) compare(a, b Pool, zones map[string]int) int {
 	return cmp.Or(
 		cmp.Compare(far(a), far(b)),
 		cmp.Compare(zones[s.nodes[a.Node].Zone], zones[s.nodes[b.Node].Zone]),
+		s.compareGroup(a.Node, b.Node),
+		s.compareTier(a, b),
 		cmp.Compare(s.used[a.ID], s.used[b.ID]),
 		cmp.Compare(s.free(b), s.free(a)),
 		cmp.Compare(a.Node, b.Node),
@@ -220,6 +236,9 @@ func (s *state) candidates(taken map[string]bool, zones map[string]int) (fit []P
 	}
 	slices.Sort(names)
 	for _, name := range names {
+		if s.req.Only != "" && name != s.req.Only {
+			continue
+		}
 		rule := s.nodeRule(s.nodes[name], taken, zones)
 		if rule == "" && pools[name] == 0 {
 			rule = "has no pool"
@@ -254,6 +273,10 @@ func (s *state) nodeRule(n Node, taken map[string]bool, zones map[string]int) st
 		return "isn't alive"
 	case n.Cordoned:
 		return "is cordoned"
+	case n.Upkeep == spec.Drain:
+		return "is being drained"
+	case n.Upkeep != "":
+		return "is being decommissioned"
 	case s.req.Volume.ZoneSpread && n.Zone == "":
 		return "has no zone, and zone spread is asked for"
 	case s.req.Volume.ZoneSpread && zones[n.Zone] > 0:
@@ -272,10 +295,13 @@ func (s *state) nodeRule(n Node, taken map[string]bool, zones map[string]int) st
 	if t := s.req.Volume.Topology; len(t) > 0 && !slices.ContainsFunc(t, n.Meets) {
 		return "meets no term of the topology that is asked for"
 	}
-	return ""
+	return s.groupRule(n.Name)
 }
 
 func (s *state) poolRule(p Pool) string {
+	if rule := s.upkeepRule(p); rule != "" {
+		return rule
+	}
 	if m := s.req.Volume.Media; m != "" && p.Media != m {
 		return fmt.Sprintf("media is %s, %s is asked for", p.Media, m)
 	}
@@ -303,9 +329,11 @@ func (s *state) reason(p Pool, fit []Pool, zones map[string]int) string {
 			why = append(why, "every usable zone has a copy already")
 		}
 	}
+	why = append(why, s.affinityReasons(p)...)
 	rivals := 0
 	for _, q := range fit {
-		if q.ID != p.ID && zones[s.nodes[q.Node].Zone] == zones[s.nodes[p.Node].Zone] && s.used[q.ID] == s.used[p.ID] {
+		if q.ID != p.ID && zones[s.nodes[q.Node].Zone] == zones[s.nodes[p.Node].Zone] && s.used[q.ID] == s.used[p.ID] &&
+			s.compareGroup(q.Node, p.Node) == 0 && s.compareTier(q, p) == 0 {
 			rivals++
 		}
 	}

@@ -154,8 +154,11 @@ func checkEmpty(ctx context.Context, path string, wipe bool) error {
 	return nil
 }
 
+// label is that of every pool's file system. The udev rule in deploy/udev knows pools by it.
+const label = "keelson"
+
 func mkfs(ctx context.Context, dev string) error {
-	_, err := run(ctx, "mkfs.xfs", "-q", "-K", "-m", "reflink=1", "-s", "size=4096", dev)
+	_, err := run(ctx, "mkfs.xfs", "-q", "-K", "-L", label, "-m", "reflink=1", "-s", "size=4096", dev)
 	return err
 }
 

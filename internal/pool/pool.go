@@ -133,7 +133,7 @@ func (h Host) describe(p *spec.Pool) error {
 		return err
 	}
 	p.Capacity = u.Capacity
-	p.Reserve = max(u.Capacity/20, 64<<20)
+	p.Reserve = reserve(u.Capacity)
 	return nil
 }
 

@@ -44,10 +44,15 @@ func (b *Bucket) Take(now time.Duration, n int64) (wait time.Duration) {
 	} else {
 		b.paid += cost
 	}
-	if b.paid <= now {
+	return b.Wait(now)
+}
+
+// Wait returns how long it takes at the moment now until all that was taken is paid for; 0 if it is.
+func (b *Bucket) Wait(now time.Duration) time.Duration {
+	switch {
+	case b.rate <= 0 || b.paid <= now:
 		return 0
-	}
-	if now < 0 && b.paid > math.MaxInt64+now {
+	case now < 0 && b.paid > math.MaxInt64+now:
 		return math.MaxInt64
 	}
 	return b.paid - now

@@ -34,12 +34,20 @@ func (r *Runner) rebuild(volumes []meta.Versioned[spec.Volume], now time.Time) p
 		// A volume counts once, however many of its columns are rebuilt.
 		allowed := active < MaxRebuilds || rebuilding(&vol.Value)
 		for i := range next.State.Columns {
+			if stays := v.recall(&next, i); stays != "" {
+				ch.what = stays
+				continue
+			}
 			if dropped := v.dropSurplus(&next, i); dropped != "" {
 				ch.what = dropped
 				continue
 			}
 			added, cond, due, err := r.replace(&next, i, now, allowed)
 			p.deadline(due)
+			if err == nil && added == "" {
+				added, due, err = r.evict(&next, i, now, allowed)
+				p.deadline(due)
+			}
 			if err != nil {
 				r.tell(vol.Value.Name, "no replacement can be placed: "+err.Error())
 				p.deadline(now.Add(retryMax))
@@ -81,14 +89,7 @@ func (v *View) dropSurplus(vol *spec.Volume, i int) string {
 	if len(col.Members) <= vol.Replicas {
 		return ""
 	}
-	keep := map[string]bool{}
-	for _, removing := range []bool{false, true} {
-		for _, m := range col.Members {
-			if len(keep) < vol.Replicas && m.Removing == removing && v.usable(m) {
-				keep[m.Replica] = true
-			}
-		}
-	}
+	keep := v.keepers(vol, col)
 	if len(keep) < vol.Replicas {
 		return ""
 	}
@@ -122,7 +123,7 @@ func (r *Runner) replace(vol *spec.Volume, i int, now time.Time, allowed bool) (
 	v := r.view
 	col := &vol.State.Columns[i]
 	var wait plan
-	if len(col.Members) < vol.Replicas && v.hasSource(col, -1) {
+	if col.Staying() < vol.Replicas && v.hasSource(col, -1) {
 		if !allowed {
 			return "", cond, now.Add(retry), nil
 		}
@@ -200,7 +201,7 @@ func (v *View) cluster() place.Cluster {
 	}
 	provisioned := map[string]int64{}
 	for _, vol := range v.Volumes {
-		size := spec.ColumnSize(vol.Value.Size, vol.Value.Columns)
+		size := spec.ColumnSize(vol.Value.Planned(), vol.Value.Columns)
 		for _, col := range vol.Value.State.Columns {
 			for _, m := range col.Members {
 				provisioned[m.Pool] += size
@@ -210,5 +211,12 @@ func (v *View) cluster() place.Cluster {
 	for _, p := range v.Pools {
 		c.Pools = append(c.Pools, place.Pool{Pool: p, Provisioned: provisioned[p.ID], Free: -1})
 	}
+	c.Groups = place.GroupsOf(func(yield func(spec.Volume) bool) {
+		for _, vol := range v.Volumes {
+			if !yield(vol.Value) {
+				return
+			}
+		}
+	})
 	return c
 }

@@ -1,6 +1,7 @@
 // Package reconcile has the loops that bring the cluster to what was asked for, on whichever node leads: replicas whose
-// nodes stay away are rebuilt elsewhere (rebuild.go), what deleted volumes leave behind is cleared (gc.go), and volumes are
-// scrubbed when their time has come (scrub.go).
+// nodes stay away are rebuilt elsewhere (rebuild.go), what deleted volumes leave behind is cleared (gc.go), volumes are
+// scrubbed when their time has come (scrub.go), copies leave pools and nodes that are being emptied (drain.go), and growth is
+// admitted when every copy is large enough (resize.go).
 //
 // A loop is a function from a View to the transactions that are due, so it can be read and tested as a table.
 //
@@ -51,12 +52,14 @@ type Runner struct {
 	cfg  Config
 	view *View
 	told map[string]string // by volume, what was logged last, so that it's logged once
+	// attached are the volumes whose copies are to follow them, by id.
+	attached map[string]attachedSince
 	serving
 }
 
 // New makes a Runner. Run runs it.
 func New(cfg Config) *Runner {
-	return &Runner{cfg: cfg, view: newView(), told: map[string]string{}}
+	return &Runner{cfg: cfg, view: newView(), told: map[string]string{}, attached: map[string]attachedSince{}}
 }
 
 // Run runs the loops until ctx ends, or the metadata can't be watched: pass it to meta.Store.Lead. It returns when all
@@ -131,6 +134,10 @@ func (r *Runner) pass(ctx context.Context, now time.Time, wg *sync.WaitGroup) ti
 	plan := r.rebuild(due, now)
 	plan.merge(gc(r.view, due, now))
 	plan.merge(r.scrub(now))
+	plan.merge(r.snapshots(now))
+	plan.merge(r.resize(now))
+	plan.merge(r.rebalance(now))
+	plan.merge(r.follow(now))
 	for _, ch := range plan.changes {
 		if err := r.commit(ctx, ch); err != nil && ctx.Err() == nil {
 			r.cfg.Log.Warn("a reconciler's change wasn't made; it is decided again", "volume", ch.old.Value.Name, "err", err)

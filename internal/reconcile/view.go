@@ -72,7 +72,7 @@ func (v *View) settled(vol *spec.Volume) bool {
 			return false
 		}
 		for _, m := range c.Members {
-			if m.Removing || !v.usable(m) {
+			if _, leave := v.mustLeave(m); leave || m.Removing || !v.usable(m) {
 				return false
 			}
 		}

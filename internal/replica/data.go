@@ -66,6 +66,12 @@ func (r *Replica) change(o *op) {
 		r.finish(o, wire.StatusBadRequest)
 		return
 	}
+	if o.req.Kind == wire.KindRestore && !r.restorable(o) {
+		return
+	}
+	if !r.snaps.preserved(o) {
+		return
+	}
 	if o.req.Kind == wire.KindTouch && invariant.Mutant("touch-keeps-gen") {
 		r.reconciled(o)
 		return
@@ -79,6 +85,8 @@ func (r *Replica) change(o *op) {
 	switch req.Kind {
 	case wire.KindTouch:
 		r.reconciled(o)
+	case wire.KindRestore:
+		r.restore(o)
 	case wire.KindTrim:
 		r.files.head.Punch(&o.io, req.Off, req.Len)
 	case wire.KindZero:
@@ -111,7 +119,7 @@ func (o *op) claim() bool {
 // ioDone continues a request whose data I/O ended.
 func (o *op) ioDone(n int, err error) {
 	r := o.r
-	if o.req.Kind == wire.KindRead {
+	if o.req.Kind.Fills() {
 		r.readDone(o, n, err)
 		return
 	}
@@ -127,10 +135,15 @@ func (o *op) ioDone(n int, err error) {
 		if req.Kind == wire.KindWrite {
 			copy(e.sums[from:from+n], req.Sums[at:at+n])
 			at += n
+		} else if req.Kind == wire.KindRestore {
+			copy(e.sums[from:from+n], o.sums[from:from+n])
 		} else if !invariant.Mutant("trim-keeps-sums") {
 			clear(e.sums[from : from+n])
 		}
 		r.cache.markDirty(e)
+		if len(r.snaps.apart.shared) > 0 {
+			r.snaps.apart.changed(e.chunk)
+		}
 		if len(r.bad) > 0 {
 			r.clearBad(e.chunk, from, n)
 		}

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"encoding/binary"
+	"unsafe"
 
 	"github.com/minio/crc64nvme"
 
@@ -68,4 +69,9 @@ func checkOf(sums []byte) uint64 {
 		return 1
 	}
 	return c
+}
+
+// rawSums is the memory of a chunk's sums, as it stands in a file.
+func rawSums(sums []uint64) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(&sums[0])), len(sums)*8)
 }

@@ -394,7 +394,13 @@ func (o *opening) finish() {
 	for c := r.suspect.next(0); c >= 0; c = r.suspect.next(c + 1) {
 		r.gensDirty.add(c / gensPerBlock)
 	}
-	r.log.Debug("replica opened", "fence", r.m.fence, "checkpoint", r.m.checkpoint, "suspect", r.suspect.count)
+	o.openSnaps()
+}
+
+// opened ends an Open that succeeded.
+func (o *opening) opened() {
+	r := o.r
+	r.log.Debug("replica opened", "fence", r.m.fence, "checkpoint", r.m.checkpoint, "suspect", r.suspect.count, "snapshots", len(r.snaps.levels))
 	o.done(r, nil)
 }
 

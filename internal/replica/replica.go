@@ -16,10 +16,11 @@ import (
 // files are the files of an open replica.
 type files struct {
 	head, sums, gens, journal, meta aio.File
+	snaps                           []aio.File // to be closed with them
 }
 
 func (f *files) all() []aio.File {
-	return []aio.File{f.head, f.sums, f.gens, f.journal, f.meta}
+	return append([]aio.File{f.head, f.sums, f.gens, f.journal, f.meta}, f.snaps...)
 }
 
 // Replica is an open replica. Make it with Create or Open. Not safe for concurrent use: its
@@ -63,6 +64,7 @@ type Replica struct {
 	cache   cache
 	rcBusy  int    // recomputations running
 	rcQueue []*ent // waiting to be recomputed
+	snaps   snapshots
 
 	// Sessions. Invariant: no request is accepted while open is false.
 	session  uint32
@@ -112,6 +114,9 @@ type op struct {
 	marked bool    // its blocks are claimed
 	issued bool    // data I/O was submitted
 	syncs  bool    // its data is written, and waits for a sync
+	// sums are what the chunk that is being restored gets; clone is the clone that is being made.
+	sums   []uint64
+	clone  *cloning
 	status wire.Status
 }
 
@@ -154,6 +159,7 @@ func newReplica(cfg Config, d Desc, raw []byte, f files) *Replica {
 	r.gensDirty.size = gensBlocks(r.chunks)
 	r.suspect.size, r.unrec.size, r.crashed.size = r.chunks, r.chunks, r.chunks
 	r.journal.init(r)
+	r.snaps.init(r)
 	r.cache.init(r, cfg.SumsCache)
 	r.flush.init(r)
 	r.cp.r, r.cp.late.size = r, r.chunks
@@ -204,7 +210,9 @@ func (r *Replica) accept(o *op) {
 	case wire.KindCheckpoint:
 		r.cp.add(o)
 	default:
-		r.step(o)
+		if !r.acceptSnap(o) {
+			r.step(o)
+		}
 	}
 }
 
@@ -227,7 +235,7 @@ func (r *Replica) admit(o *op) wire.Status {
 		return wire.StatusBadRequest
 	}
 	switch req.Kind {
-	case wire.KindWrite, wire.KindTrim, wire.KindZero, wire.KindTouch:
+	case wire.KindWrite, wire.KindTrim, wire.KindZero, wire.KindTouch, wire.KindRestore:
 		// A period that the checkpoint covers would leave the journal at once.
 		if req.Period <= r.m.checkpoint || req.Period>>32 > req.Term || req.Period <= r.cp.period {
 			return wire.StatusBadRequest
@@ -237,7 +245,7 @@ func (r *Replica) admit(o *op) wire.Status {
 			return wire.StatusBadRequest
 		}
 	}
-	if req.Kind == wire.KindWrite && !sumsMatch(req.Data, req.Sums) {
+	if req.Kind.Sends() && !sumsMatch(req.Data, req.Sums) {
 		r.stats.BadWrites++
 		return wire.StatusBadSum
 	}
@@ -249,24 +257,28 @@ func (r *Replica) shape(o *op) bool {
 	req := o.req
 	length := req.Len
 	switch req.Kind {
-	case wire.KindConfirm, wire.KindFlush, wire.KindCheckpoint:
-		return true
-	case wire.KindRead, wire.KindWrite:
+	case wire.KindConfirm, wire.KindFlush, wire.KindCheckpoint, wire.KindSnaps, wire.KindSnapUsage, wire.KindClone:
+		return cap(req.Sums) >= snapSums(req.Kind)
+	case wire.KindRead, wire.KindWrite, wire.KindSnapRead, wire.KindSnapWrite:
 		length = int64(len(req.Data))
 		if length > block.MaxIO || length == 0 || uintptr(unsafe.Pointer(&req.Data[0]))%block.Size != 0 {
 			return false
 		}
 		n := int(length / block.Size)
-		if req.Kind == wire.KindWrite && len(req.Sums) != n || cap(req.Sums) < n {
+		if req.Kind.Sends() && len(req.Sums) != n || cap(req.Sums) < n {
 			return false
 		}
 		req.Sums = req.Sums[:n]
-	case wire.KindSums:
+	case wire.KindSums, wire.KindSnapSums, wire.KindSnapOpen, wire.KindSnapSeal, wire.KindSnapLevels:
 		length = block.Size
-		if cap(req.Sums) < block.PerChunk {
+		if cap(req.Sums) < snapSums(req.Kind) || req.Kind == wire.KindSnapSeal && len(req.Sums) != block.PerChunk {
 			return false
 		}
-	case wire.KindTouch:
+	case wire.KindRestore:
+		if len(req.Sums) != 1 {
+			return false
+		}
+	case wire.KindTouch, wire.KindSnapDrop:
 		length = block.Size
 	case wire.KindVerify:
 		n := length / block.Size
@@ -326,6 +338,12 @@ func (r *Replica) step(o *op) {
 		r.answerSums(o)
 	case wire.KindVerify:
 		r.verify(o)
+	case wire.KindSnapRead, wire.KindSnapSums:
+		r.askSnap(o)
+	case wire.KindSnapOpen:
+		r.openChunk(o)
+	case wire.KindClone:
+		o.clone.held()
 	default:
 		r.change(o)
 	}
@@ -402,6 +420,7 @@ func (r *Replica) getOp() *op {
 func (r *Replica) putOp(o *op) {
 	o.req, o.n, o.have, o.issued, o.syncs = nil, 0, 0, false, false
 	o.ent[0], o.ent[1] = nil, nil
+	o.sums, o.clone = nil, nil
 	o.next = r.free
 	r.free = o
 }

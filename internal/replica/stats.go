@@ -23,6 +23,8 @@ type Stats struct {
 	SumsWrites    uint64
 	Syncs         uint64 // of the head
 	Checkpoints   uint64
+	Preserved     uint64 // chunks shared with a snapshot before they were changed
+	Unshared      uint64 // of those, chunks of which the snapshot has a copy of its own since
 
 	Fence      uint64
 	Checkpoint uint64
@@ -33,6 +35,7 @@ type Stats struct {
 	Unrec      int64 // chunks that a new term has to reconcile
 	Cached     int   // chunks whose sums are in memory
 	InFlight   int
+	Snapshots  int
 }
 
 // Stats returns the counters and the state.
@@ -43,6 +46,7 @@ func (r *Replica) Stats() Stats {
 	s.AllChunks = r.saved.all > r.saved.checkpoint
 	s.Suspect, s.Unrec = r.suspect.count, r.unrec.count
 	s.Cached, s.InFlight = len(r.cache.ents), r.inflight
+	s.Snapshots = len(r.snaps.levels)
 	return s
 }
 
@@ -84,6 +88,9 @@ func (r *Replica) tryClose() {
 	done := r.closing
 	r.closing = nil
 	files := r.files
+	for _, l := range r.snaps.levels {
+		files.snaps = append(files.snaps, l.files()...)
+	}
 	r.loop.Work(func() { closeFiles(files.all()) }, done)
 }
 

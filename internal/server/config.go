@@ -48,6 +48,9 @@ type Config struct {
 	// Certificates should be the same on all nodes: metadata nodes sign for the others.
 	Certificates CertificatesConfig `yaml:"certificates"`
 	CSI          CSIConfig          `yaml:"csi"`
+	Membership   MembershipConfig   `yaml:"membership"`
+	Disks        []DiskRule         `yaml:"disks"`
+	Kube         KubeConfig         `yaml:"kube"`
 }
 
 // CertificatesConfig is about the nodes' certificates.
@@ -106,6 +109,7 @@ func DefaultConfig() Config {
 		Engine:         EngineConfig{Encryption: true, Cgroup: cgroupAuto},
 		Log:            LogConfig{Level: "info", Format: "text"},
 		Certificates:   CertificatesConfig{Valid: 365 * 24 * time.Hour, RenewBefore: pki.RenewBefore},
+		Kube:           defaultKube(),
 	}
 }
 
@@ -224,6 +228,15 @@ func (c *Config) validate() error {
 		return fmt.Errorf("certificates.renewBefore: %s is not between a second and nine tenths of certificates.valid, %s", b, c.Certificates.Valid)
 	}
 	if err := c.CSI.validate(); err != nil {
+		return err
+	}
+	if err := c.validateKube(); err != nil {
+		return err
+	}
+	if err := c.Membership.validate(); err != nil {
+		return err
+	}
+	if err := validateDisks(c.Disks); err != nil {
 		return err
 	}
 	if _, err := c.Log.level(); err != nil {

@@ -77,8 +77,15 @@ func TestConfigValidation(t *testing.T) {
 		"csi: CSI driver pure-csi: socket /s is": func(c *Config) {
 			c.CSI = CSIConfig{Socket: "/s", Aliases: []CSIAlias{{Driver: "pure-csi", Socket: "/s"}}}
 		},
-		"csi.maxVolumes:":    func(c *Config) { c.CSI = CSIConfig{Socket: "/s", MaxVolumes: -1} },
-		"metadata.endpoints": func(c *Config) { c.Metadata.CAFile = "/c" },
+		"csi.maxVolumes:":                    func(c *Config) { c.CSI = CSIConfig{Socket: "/s", MaxVolumes: -1} },
+		"kube.enabled: true, but csi.socket": func(c *Config) { c.Kube.Enabled = true },
+		"kube.kubeconfig:":                   kubeConfig(func(k *KubeConfig) { k.Kubeconfig = "kube.conf" }),
+		"kube.kubeletDir: \"lib":             kubeConfig(func(k *KubeConfig) { k.KubeletDir = "lib" }),
+		"kube.kubeletDir: empty":             kubeConfig(func(k *KubeConfig) { k.KubeletDir = "" }),
+		"kube.restartPatience:":              kubeConfig(func(k *KubeConfig) { k.RestartPatience = time.Second }),
+		"kube.namespace \"Kube_System\"":     kubeConfig(func(k *KubeConfig) { k.Namespace = "Kube_System" }),
+		"kube.extender:":                     kubeConfig(func(k *KubeConfig) { k.Extender = "0.0.0.0:9504" }),
+		"metadata.endpoints":                 func(c *Config) { c.Metadata.CAFile = "/c" },
 	} {
 		c := DefaultConfig()
 		c.Node, c.Address = "n1", "10.0.0.1"
@@ -86,5 +93,12 @@ func TestConfigValidation(t *testing.T) {
 		if err := c.Complete(); err == nil || !strings.HasPrefix(err.Error(), key) {
 			t.Errorf("%s: %v", key, err)
 		}
+	}
+}
+
+func kubeConfig(change func(*KubeConfig)) func(*Config) {
+	return func(c *Config) {
+		c.CSI.Socket, c.Kube.Enabled = "/s", true
+		change(&c.Kube)
 	}
 }

@@ -49,6 +49,7 @@ type control struct {
 	log    *slog.Logger
 	dialer *dialer
 	api    *api.Server
+	probes probes
 }
 
 // serve opens the API at once, so that what is wrong can be asked, and begins the rest when this
@@ -71,7 +72,10 @@ func (c *control) serve(ctx context.Context, id *identity, line *fdstore.Line) e
 	ac := api.Config{
 		Node: c.st.Node, Version: Version, Store: c.store, CA: id.ca, Dial: c.dialer.dial,
 		Endpoints: c.endpoints, External: c.st.External, RenewBefore: c.cfg.Certificates.RenewBefore, Audit: audit, Log: c.log,
-		Pages: map[string]http.Handler{"/metrics": metricsHandler(func(ctx context.Context) *pb.NodeStatusResponse { return c.api.OwnStatus(ctx) })},
+		Pages: map[string]http.Handler{
+			"/metrics": metricsHandler(func(ctx context.Context) *pb.NodeStatusResponse { return c.api.OwnStatus(ctx) }),
+			"/healthz": http.HandlerFunc(c.probes.live), "/readyz": http.HandlerFunc(c.probes.ready),
+		},
 	}
 	if !c.st.External {
 		ac.Members = members{c.store.Client()}
@@ -80,6 +84,7 @@ func (c *control) serve(ctx context.Context, id *identity, line *fdstore.Line) e
 		ac.Engine = engineClient(c.cfg.EngineSocket())
 	}
 	c.api = api.New(ac)
+	c.probes.status = c.api.OwnStatus
 	l, err := net.Listen("tcp", net.JoinHostPort(c.cfg.listenHost(), strconv.Itoa(c.cfg.APIPort)))
 	if err != nil {
 		return fmt.Errorf("API: %w", err)
@@ -118,10 +123,12 @@ func (c *control) background(ctx context.Context) error {
 		}
 		return err
 	}
+	c.probes.registered.Store(true)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { c.refresh(ctx) })
 	wg.Go(func() { c.keepRenewed(ctx) })
+	wg.Go(func() { c.serveKube(ctx) })
 	if !c.cfg.HasRole(spec.RoleStorage) {
 		// Otherwise the engine holds it.
 		wg.Go(func() { _ = c.store.HoldLease(ctx, c.st.Node, func() {}, func() {}) })
@@ -130,6 +137,13 @@ func (c *control) background(ctx context.Context) error {
 	wg.Go(func() {
 		err := c.store.Lead(ctx, c.st.Node, func(ctx context.Context) {
 			c.log.Info("this node leads")
+			// They end with the reconcilers: only so does another node get to lead when these can't go on here.
+			ctx, cancel := context.WithCancel(ctx)
+			var led sync.WaitGroup
+			defer led.Wait()
+			defer cancel()
+			led.Go(func() { c.keepMembership(ctx) })
+			led.Go(func() { c.leadKube(ctx) })
 			runner.Run(ctx)
 		})
 		if err != nil && ctx.Err() == nil {

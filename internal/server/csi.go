@@ -79,7 +79,7 @@ func (c *control) serveCSI(ctx context.Context) {
 	klog.SetSlogLogger(c.log) // what mounts is written with it
 	self := c.dialer.dial(spec.Node{Name: c.st.Node, APIAddr: c.cfg.APIAddr()})
 	cc.Node, cc.Log = c.st.Node, c.log
-	cc.Keelson = NewCSIKeelson(c.st.Node, self, c.cfg.EngineSocket())
+	cc.Keelson = NewCSIKeelson(c.st.Node, self)
 	for {
 		s := csi.New(cc)
 		err := s.Open(ctx)
@@ -99,15 +99,12 @@ func (c *control) serveCSI(ctx context.Context) {
 
 // csiKeelson is the cluster as the CSI driver of a node sees it: the API of that node.
 type csiKeelson struct {
-	node   string
-	api    *api.Client
-	engine api.Engine
+	node string
+	api  *api.Client
 }
 
-// NewCSIKeelson returns the cluster for the CSI driver of a node, by that node's API and its engine's socket.
-func NewCSIKeelson(node string, c *api.Client, engineSocket string) csi.Keelson {
-	return &csiKeelson{node: node, api: c, engine: engineClient(engineSocket)}
-}
+// NewCSIKeelson returns the cluster for the CSI driver of a node, by that node's API.
+func NewCSIKeelson(node string, c *api.Client) csi.Keelson { return &csiKeelson{node: node, api: c} }
 
 // csiKinds are the kinds of the API's errors in the driver.
 var csiKinds = map[connect.Code]error{
@@ -142,6 +139,10 @@ func (k *csiKeelson) Create(ctx context.Context, r csi.Request) (csi.Volume, err
 	for _, t := range r.Topology {
 		req.Topology = append(req.Topology, &pb.TopologyTerm{Segments: t})
 	}
+	if e := r.Ephemeral; e != nil {
+		req.Ephemeral = &pb.Ephemeral{Node: e.Node, Path: e.Path}
+	}
+	askPolicy(req, r)
 	v, err := k.api.Volumes.CreateVolume(ctx, req)
 	return csiVolume(v), csiError(err)
 }
@@ -181,6 +182,13 @@ func csiVolume(v *pb.Volume) csi.Volume {
 	}
 	if v.Frontend != spec.FrontendNone {
 		out.Node = v.Node
+	}
+	for _, t := range v.Topology {
+		out.Topology = append(out.Topology, t.GetSegments())
+	}
+	showPolicy(&out, v)
+	if e := v.Ephemeral; e != nil {
+		out.Ephemeral = &spec.Ephemeral{Node: e.Node, Path: e.Path}
 	}
 	return out
 }
@@ -233,22 +241,15 @@ func (k *csiKeelson) Attach(ctx context.Context, name string) (string, error) {
 	return got.Device, nil
 }
 
-// Detach implements csi.Keelson. It asks this node's engine alone: the volume may be on its way to another node, where a
-// detach through the API would follow it.
+// Detach implements csi.Keelson. It is from this node alone: the volume may be on its way to another one, to which the call
+// must not follow it.
 func (k *csiKeelson) Detach(ctx context.Context, name string) error {
-	v, err := k.api.Volumes.GetVolume(ctx, &pb.GetVolumeRequest{Name: name})
+	_, err := k.api.Volumes.DetachVolume(ctx, &pb.DetachVolumeRequest{Name: name, From: k.node})
 	if connect.CodeOf(err) == connect.CodeNotFound {
 		return nil
 	}
 	if err != nil {
-		return csiError(err)
-	}
-	if v.Node != k.node || v.Frontend == spec.FrontendNone {
-		return nil
-	}
-	_, err = k.engine.Detach(ctx, &pb.EngineDetachRequest{VolumeId: v.Id})
-	if err != nil {
-		// It may have ended between the question and the call.
+		// It may have ended, or moved, between the question and the call.
 		if again, gerr := k.api.Volumes.GetVolume(ctx, &pb.GetVolumeRequest{Name: name}); gerr == nil && again.Node != k.node {
 			return nil
 		}

@@ -47,7 +47,8 @@ func RunEngine(ctx context.Context, cfg Config, line *fdstore.Line) error {
 	if err := register(ctx, cfg, st, store, log); err != nil {
 		return err
 	}
-	loops, closeLoops, err := openLoops(cfg, log)
+	var newcomers doorkeeper
+	loops, closeLoops, err := openLoops(cfg, log, newcomers.refused)
 	if err != nil {
 		return err
 	}
@@ -67,6 +68,7 @@ func RunEngine(ctx context.Context, cfg Config, line *fdstore.Line) error {
 	if err != nil {
 		return err
 	}
+	newcomers.asks(e.Refuses)
 	if err := e.Open(ctx); err != nil {
 		return errors.Join(err, e.Close())
 	}
@@ -116,6 +118,7 @@ func (s *engineService) run(ctx context.Context, cfg Config, line *fdstore.Line)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wg.Go(func() { s.openPools(ctx) })
+	wg.Go(func() { s.makePools(ctx, cfg) })
 	path := cfg.EngineSocket()
 	l, err := listenSocket(path)
 	if err != nil {
@@ -152,7 +155,7 @@ func listenSocket(path string) (net.Listener, error) {
 }
 
 // openLoops starts an event loop for each shard, and the listener for other engines.
-func openLoops(cfg Config, log *slog.Logger) (_ []aio.Loop, closeAll func(), err error) {
+func openLoops(cfg Config, log *slog.Logger, refused func(node string, issued time.Time) bool) (_ []aio.Loop, closeAll func(), err error) {
 	rc := ring.Config{Node: cfg.Node, PeerName: pki.PeerName, Spin: cfg.Engine.Spin, Log: log}
 	if !cfg.Engine.Encryption {
 		log.Warn("engine.encryption is off: whoever reaches the engine's port can read and write every volume", "port", cfg.EnginePort)
@@ -161,7 +164,7 @@ func openLoops(cfg Config, log *slog.Logger) (_ []aio.Loop, closeAll func(), err
 		if err != nil {
 			return nil, nil, err
 		}
-		if rc.TLS, err = id.engineTLS(); err != nil {
+		if rc.TLS, err = id.engineTLS(refused); err != nil {
 			return nil, nil, err
 		}
 	}

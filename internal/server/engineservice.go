@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -164,6 +165,9 @@ func (s *engineService) openPool(ctx context.Context, p spec.Pool) error {
 	}
 	delete(s.mu.problems, p.ID)
 	s.mu.open[p.ID] = true
+	if err := notePool(filepath.Dir(s.host.Dir), p); err != nil {
+		s.log.Warn("a pool isn't on the list of this node's pools", "pool", p.ID, "err", err)
+	}
 	return nil
 }
 
@@ -192,6 +196,9 @@ func (s *engineService) Status(ctx context.Context, _ *pb.EngineStatusRequest) (
 				Replica: m.Replica, State: m.Role,
 				ResyncDone: int64(m.Done) * block.ChunkSize, ResyncTotal: int64(m.Todo) * block.ChunkSize,
 			})
+		}
+		for period, used := range v.SnapshotUsage {
+			lv.Snapshots = append(lv.Snapshots, &pb.LiveSnapshot{Period: period, Used: used})
 		}
 		if v.Scrub != nil {
 			lv.ScrubDone, lv.ScrubTotal, lv.ScrubFindings = v.Scrub.Done, v.Scrub.Total, api.FindingsProto(v.Scrub.Findings)
@@ -223,6 +230,7 @@ func engineError(err error) error {
 		{pool.ErrSigned, connect.CodeFailedPrecondition},
 		{pool.ErrForeign, connect.CodeFailedPrecondition},
 		{frontend.ErrBusy, connect.CodeFailedPrecondition},
+		{engine.ErrPoolInUse, connect.CodeFailedPrecondition},
 		{engine.ErrAttached, connect.CodeFailedPrecondition},
 		{engine.ErrNotAttached, connect.CodeFailedPrecondition},
 		{engine.ErrDeleting, connect.CodeFailedPrecondition},

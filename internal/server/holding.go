@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -22,6 +23,11 @@ func (c *Config) holderSocket() string { return filepath.Join(c.RunDir, "holder.
 // RunHolder is the process that keeps the descriptors of attached volumes' devices a second time, so that the death of the
 // supervisor doesn't detach them. It ends with ctx, or when the supervisor is stopped in order.
 func RunHolder(ctx context.Context, cfg Config) error {
+	if inPod() {
+		if err := machine.escape(cfg); err != nil {
+			return fmt.Errorf("leave the pod's control groups: %w", err)
+		}
+	}
 	unlock, err := lockProcess(ctx, cfg, "holder")
 	if err != nil {
 		return err
@@ -34,9 +40,12 @@ func RunHolder(ctx context.Context, cfg Config) error {
 	return fdstore.Hold(ctx, cfg.holderSocket(), func() { log.Info("holding the descriptors of devices", "socket", cfg.holderSocket()) })
 }
 
-// envHolder is set where somebody else runs the holder: systemd, as a unit of its own, because it kills all processes of a
-// unit together.
-const envHolder = "KEELSON_HOLDER"
+// envHolder says who runs the holder: the supervisor, as a process like others, if it isn't set; the supervisor, out of its own container, if it
+// is holderHost; and otherwise somebody else: systemd, as a unit of its own, because it kills all processes of a unit together.
+const (
+	envHolder  = "KEELSON_HOLDER"
+	holderHost = "host"
+)
 
 // How the supervisor looks for a holder: what it does besides never waits for that.
 const (
@@ -189,7 +198,7 @@ func (h *holding) connect() *fdstore.Line {
 		if err == nil {
 			return line
 		}
-		if os.Getenv(envHolder) == "" && !h.starting.Load() && time.Since(tried) > holderRestart {
+		if who := os.Getenv(envHolder); (who == "" || who == holderHost) && !h.starting.Load() && time.Since(tried) > holderRestart {
 			tried = time.Now()
 			if err := h.start(); err != nil {
 				h.log.Error("the holder of descriptors can't be started", "err", err)
@@ -207,6 +216,12 @@ func (h *holding) connect() *fdstore.Line {
 func (h *holding) start() error {
 	cmd := exec.Command(h.binary, append([]string{"holder"}, h.args...)...)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	if inPod() {
+		var err error
+		if cmd, err = h.cfg.hostHolder(h.binary, h.args); err != nil {
+			return err
+		}
+	}
 	cmd.Env = append(os.Environ(), "GOMEMLIMIT=16MiB", "GOMAXPROCS=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {

@@ -102,14 +102,18 @@ func (id *identity) server(optional bool) (*tls.Config, error) {
 	return c, nil
 }
 
-// engineTLS returns the configurations of connections between engines.
-func (id *identity) engineTLS() (func() (client, server *tls.Config), error) {
+// engineTLS returns the configurations of connections between engines; nodes that were removed, which refused tells, are kept out.
+func (id *identity) engineTLS(refused func(node string, issued time.Time) bool) (func() (client, server *tls.Config), error) {
 	client, err := id.client("")
 	if err != nil {
 		return nil, err
 	}
 	server, err := id.server(false)
-	return func() (*tls.Config, *tls.Config) { return client, server }, err
+	if err != nil {
+		return nil, err
+	}
+	server = refusing(server, refused)
+	return func() (*tls.Config, *tls.Config) { return client, server }, nil
 }
 
 // dialer keeps one client for each API address. Safe for concurrent use.

@@ -113,6 +113,9 @@ func registerOnce(ctx context.Context, cfg Config, st State, store meta.Store) e
 	case c.Value.ID != st.ClusterID:
 		return permanent(fmt.Errorf("the metadata is that of cluster %s, but the data directory belongs to %s", c.Value.ID, st.ClusterID))
 	}
+	if err := stillWelcome(cfg, st, c.Value); err != nil {
+		return err
+	}
 	want := spec.Node{
 		Name: st.Node, ID: st.NodeID, Roles: cfg.Roles, Zone: cfg.Zone, Labels: cfg.Labels,
 		APIAddr: cfg.APIAddr(), EngineAddr: cfg.EngineAddr(), Shards: cfg.Engine.Shards, Joined: now, Version: Version,
@@ -125,7 +128,7 @@ func registerOnce(ctx context.Context, cfg Config, st State, store meta.Store) e
 		if have.Value.ID != st.NodeID {
 			return permanent(fmt.Errorf("there is another node named %s (id %s) in the cluster; give this one another name", st.Node, have.Value.ID))
 		}
-		want.Cordoned, want.Joined = have.Value.Cordoned, have.Value.Joined
+		want.Cordoned, want.Upkeep, want.Joined = have.Value.Cordoned, have.Value.Upkeep, have.Value.Joined
 		if nodesEqual(have.Value, want) {
 			return nil
 		}

@@ -187,7 +187,11 @@ func (r *runner) live() (replace chan error, ready bool, err error) {
 			<-served
 			return nil, false, nil
 		}
-		err = r.end(p, syscall.SIGTERM, exited)
+		sig := syscall.SIGTERM
+		if r.cfg.Succeeded {
+			sig = successorSignal
+		}
+		err = r.end(p, sig, exited)
 	}
 	<-served
 	select {

@@ -136,7 +136,7 @@ func TestNothingAnswersStrangers(t *testing.T) {
 	n1 := metadataNode(t, 31)
 	runNode(t, n1)
 	eventually(t, "the node", voters(n1, 1))
-	engines, closeEngines, err := openLoops(n1, n1.Logger("engine"))
+	engines, closeEngines, err := openLoops(n1, n1.Logger("engine"), new(doorkeeper).refused)
 	if err != nil {
 		t.Fatal(err)
 	}

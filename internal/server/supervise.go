@@ -49,12 +49,12 @@ func Supervise(ctx context.Context, cfg Config, args []string) error {
 	keepers := hold.open(ctx, h.keepers)
 	for {
 		upgrade, err := superviseOnce(ctx, cfg, SupervisorConfig{
-			Binary: binary, Children: cfg.children(args), Log: log, Keepers: keepers, Left: h.left,
+			Binary: binary, Children: cfg.children(args), Log: log, Keepers: keepers, Left: h.left, Succeeded: inPod(),
 		}, h.upgrade, hup, &h.left)
 		if upgrade == nil {
 			// Whoever stops a node wants its devices gone, and not to wait for ever. A node that a person has to mend keeps
-			// those that it has.
-			if err == nil || keepsNothing(keepers) {
+			// those that it has, and so does one whose pod is replaced.
+			if err == nil && !inPod() || keepsNothing(keepers) {
 				hold.end()
 			}
 			for _, k := range keepers {

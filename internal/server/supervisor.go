@@ -63,6 +63,8 @@ type SupervisorConfig struct {
 	Keepers map[string]*fdstore.Keeper
 	// Left are the children that run already, by name.
 	Left map[string]Left
+	// Succeeded says that another supervisor with the same children follows this one: they are stopped as for a successor.
+	Succeeded bool
 	// Renewed, if set, has every child replaced, one after another, once all run. It is told what came of that; after an
 	// error the children are left as they are.
 	Renewed func(error)

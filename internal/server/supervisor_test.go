@@ -43,6 +43,8 @@ func fakeChild(name string, args []string) int {
 	}
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
+	succeed := make(chan os.Signal, 1)
+	signal.Notify(succeed, successorSignal)
 	kept, err := line.Restore()
 	if err != nil {
 		return 3
@@ -78,6 +80,8 @@ func fakeChild(name string, args []string) int {
 	select {
 	case <-term:
 		fmt.Fprintf(tell, "%s term\n", name)
+	case <-succeed:
+		fmt.Fprintf(tell, "%s makes way\n", name)
 	case <-line.Gone():
 		fmt.Fprintf(tell, "%s orphaned\n", name)
 	}

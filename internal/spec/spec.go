@@ -13,6 +13,8 @@ type Cluster struct {
 	Created time.Time `json:"created"`
 	// Settings can be changed while the cluster runs.
 	Settings Settings `json:"settings"`
+	// Removed has the nodes that were removed, and when: certificates that they got before that are refused.
+	Removed map[string]time.Time `json:"removed,omitempty"`
 }
 
 // Settings are the cluster-wide knobs. DefaultSettings has the defaults.
@@ -30,9 +32,16 @@ type Settings struct {
 	Overcommit float64 `json:"overcommit"`
 	// ScrubInterval is how long after the end of a volume's last scrub the next one begins; 0: never by itself.
 	ScrubInterval time.Duration `json:"scrubInterval,omitempty"`
+	// MaxSnapshots is how many snapshots a volume has at most; 0 is DefaultMaxSnapshots.
+	MaxSnapshots int `json:"maxSnapshots,omitempty"`
 	// ScrubBandwidth limits the scrubs of all volumes that a node coordinates together, in bytes of the
 	// volumes a second; 0 is DefaultScrubBandwidth.
 	ScrubBandwidth int64 `json:"scrubBandwidth,omitempty"`
+	// Rebalance is by how many percent of their capacity two pools may differ in what they promise to volumes before copies are moved; 0:
+	// none are.
+	Rebalance int `json:"rebalance,omitempty"`
+	// RebalanceMoves is how many copies rebalancing moves at once; 0 is DefaultRebalanceMoves.
+	RebalanceMoves int `json:"rebalanceMoves,omitempty"`
 }
 
 // Role is what a node does.
@@ -53,12 +62,14 @@ type Node struct {
 	Zone   string            `json:"zone,omitempty"`
 	Labels map[string]string `json:"labels,omitempty"`
 	// APIAddr and EngineAddr are host:port where other nodes reach it.
-	APIAddr    string    `json:"apiAddr"`
-	EngineAddr string    `json:"engineAddr"`
-	Shards     int       `json:"shards"` // event loops of its engine
-	Cordoned   bool      `json:"cordoned,omitempty"`
-	Joined     time.Time `json:"joined"`
-	Version    string    `json:"version"`
+	APIAddr    string `json:"apiAddr"`
+	EngineAddr string `json:"engineAddr"`
+	Shards     int    `json:"shards"` // event loops of its engine
+	Cordoned   bool   `json:"cordoned,omitempty"`
+	// Upkeep is what is being done to the node; "" is nothing.
+	Upkeep  Upkeep    `json:"upkeep,omitempty"`
+	Joined  time.Time `json:"joined"`
+	Version string    `json:"version"`
 }
 
 // Media is what a pool's device is made of.
@@ -84,6 +95,8 @@ type Pool struct {
 	Capacity int64     `json:"capacity"`
 	Reserve  int64     `json:"reserve"`
 	Created  time.Time `json:"created"`
+	// Draining: its replicas are to move elsewhere, and it gets no new ones.
+	Draining bool `json:"draining,omitempty"`
 	// Leftovers are replicas, 16 hex digits each, that may still have a directory in the pool although their volume was
 	// deleted: their node was away then. The node removes them. A directory of an unknown volume that isn't named here
 	// is never removed: the metadata may have been restored from before that volume was made.
@@ -113,9 +126,23 @@ type Volume struct {
 	Created  time.Time           `json:"created"`
 	// Deleting is set when the volume is on its way out: its replicas are being removed.
 	Deleting bool `json:"deleting,omitempty"`
+	// Ephemeral is set for a volume that lives as long as a pod.
+	Ephemeral *Ephemeral `json:"ephemeral,omitempty"`
 
 	State State `json:"state"`
 	Scrub Scrub `json:"scrub,omitzero"`
+	// Snapshots in the order in which they were asked for.
+	Snapshots []Snapshot `json:"snapshots,omitempty"`
+	Clones    []CloneJob `json:"clones,omitempty"`
+	Restore   *Restore   `json:"restore,omitempty"`
+	Source    *Source    `json:"source,omitempty"`
+	Schedules []Schedule `json:"schedules,omitempty"`
+	Growth    Growth     `json:"growth,omitzero"`
+
+	Limits    Limits      `json:"limits,omitzero"`
+	Placement Placement   `json:"placement,omitzero"`
+	Trim      TrimState   `json:"trim,omitzero"`
+	Import    ImportState `json:"import,omitzero"`
 }
 
 // State is a volume's attachment and its members.
@@ -167,6 +194,10 @@ type Member struct {
 	Reason string `json:"reason"`
 	// Removing marks a member that is to be dropped once the others are in sync.
 	Removing bool `json:"removing,omitempty"`
+	// Evict says why a member is to be removed although nothing is wrong with it; "" otherwise. Invariant: Removing if set.
+	Evict Evict `json:"evict,omitempty"`
+	// Size is how large the replica is known to be, in bytes of its column; 0 is what the volume had when it was made.
+	Size int64 `json:"size,omitempty"`
 }
 
 // Token lets a machine join the cluster. The secret itself is never stored.

@@ -92,6 +92,12 @@ func (v *Volume) Validate() error {
 			return err
 		}
 	}
+	if err := v.validateData(); err != nil {
+		return err
+	}
+	if err := v.Ephemeral.Validate(); err != nil {
+		return err
+	}
 	return CheckLabels("node-selector", v.NodeSelector)
 }
 

@@ -17,9 +17,9 @@ var levels = [][]string{
 	{"block", "invariant"},
 	{"spec"},
 	{"place", "repl", "qos"},
-	{"aio", "meta", "pki", "wire", "objstore"},
+	{"aio", "bundle", "doctor", "kubeview", "imagecopy", "meta", "pki", "wire", "objstore"},
 	{"pool", "replica", "volume", "link", "frontend", "reconcile"},
-	{"engine", "api", "csi", "web"},
+	{"engine", "api", "csi", "install", "kube", "web"},
 	{"server", "lab", "tidy"},
 }
 

@@ -17,6 +17,10 @@ func (c *column) ask(m int, r *wire.Request, done func(*wire.Request)) { c.askWi
 // askWith is ask for a request whose Data is in the given memory, which the caller may release when done was called.
 func (c *column) askWith(m int, r *wire.Request, memory *lent, done func(*wire.Request)) {
 	v := c.v
+	if v.snaps.holding && changes(r.Kind) {
+		v.snaps.hold(func() { c.askWith(m, r, memory, done) })
+		return
+	}
 	session, open := c.rc.Session(m)
 	if !open || v.phase == lost {
 		r.Status = wire.StatusLost
@@ -24,18 +28,25 @@ func (c *column) askWith(m int, r *wire.Request, memory *lent, done func(*wire.R
 		return
 	}
 	a := &asking{c: c, m: m, session: session, asked: v.loop.Now(), period: v.period, r: r, memory: memory, done: done}
-	switch r.Kind {
-	case wire.KindWrite, wire.KindTrim, wire.KindTouch:
+	if changes(r.Kind) {
 		a.changes = true
 		v.mut++
 		v.ckpt.dirtied(c, r.Off, 1)
 	}
 	c.asks = append(c.asks, a)
 	v.watch.arm()
-	r.Replica, r.Term, r.Session, r.Period = c.ids[m], v.term, session, a.period
+	r.Replica, r.Term, r.Session = c.ids[m], v.term, session
+	if r.Period == 0 || a.changes { // otherwise it names a snapshot
+		r.Period = a.period
+	}
 	r.ResetAnswer()
 	r.Done = func(*wire.Request) { a.answered() }
 	c.links[m].Submit(r)
+}
+
+// changes reports whether a request of the coordinator's own changes the volume's data.
+func changes(k wire.Kind) bool {
+	return k == wire.KindWrite || k == wire.KindTrim || k == wire.KindTouch || k == wire.KindRestore
 }
 
 // fetch fills data, from off on, with intact blocks from whichever in-sync member has them, and writes them back to those

@@ -88,7 +88,7 @@ func (k *checkpointer) onTimer() {
 // begin starts a checkpoint if every column is reconciled: until then, journals must be kept whole.
 func (k *checkpointer) begin() bool {
 	v := k.v
-	if k.state != ckptIdle {
+	if k.state != ckptIdle || v.snaps.blocks() {
 		return false
 	}
 	for _, c := range v.columns {

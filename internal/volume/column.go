@@ -183,8 +183,8 @@ func (c *column) fenced(m int, session uint32, r *wire.Request) {
 	if f := r.Fence; res == repl.OK && f == nil {
 		res = repl.Failed
 	} else if res == repl.OK {
-		if f.Size != c.size {
-			c.log(m).Error("the replica has another size than its column", "size", f.Size, "want", c.size)
+		if f.Size < c.size { // larger ones are about to be served as large
+			c.log(m).Error("the replica is smaller than its column", "size", f.Size, "want", c.size)
 			res = repl.Failed
 		}
 		ans = repl.FenceAnswer{Run: f.Run, PrevFence: f.PrevFence, Checkpoint: f.Checkpoint,
@@ -268,11 +268,13 @@ func (v *Volume) runCommits() {
 	}
 	v.committing = true
 	term, self, now := v.term, v.cfg.Self, v.cfg.Wall().UTC()
+	small := make([][]repl.MemberChange, len(parts)) // left out, as the volume has grown meanwhile
 	v.cfg.Meta.Update(func(rec *spec.Volume) error {
 		if rec.State.Term != term || rec.State.Node != self {
 			return repl.ErrLost
 		}
-		for _, p := range parts {
+		for i, p := range parts {
+			small[i] = fits(rec, p.idx, &p.change)
 			for _, mc := range p.change.Members {
 				setMember(rec.State.Columns[p.idx].Members, mc, now)
 			}
@@ -292,13 +294,23 @@ func (v *Volume) runCommits() {
 		for _, p := range parts {
 			p.col.change = nil
 		}
-		for _, p := range parts {
+		for i, p := range parts {
+			for _, mc := range small[i] {
+				if err == nil {
+					p.col.rc.Unrecorded(mc.Replica)
+				}
+			}
 			for _, mc := range p.change.Members {
 				if err == nil && !slices.ContainsFunc(rec.State.Columns[p.idx].Members, func(m spec.Member) bool { return m.Replica == mc.Replica }) {
 					p.col.rc.Unrecorded(mc.Replica)
 				}
 			}
 			p.col.rc.Committed(err, v.loop.Now())
+			for _, mc := range small[i] {
+				if slot := p.col.rc.Slot(mc.Replica); slot >= 0 {
+					p.col.rc.TooSmall(slot, v.loop.Now())
+				}
+			}
 		}
 		v.runCommits()
 		v.membersChanged()

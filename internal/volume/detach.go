@@ -28,6 +28,7 @@ func (v *Volume) Detach(done func(error)) {
 	case serving:
 		v.phase = detaching
 		v.detach = done
+		v.limits.release()
 		for _, c := range v.columns {
 			c.rc.Close(v.loop.Now())
 		}
@@ -37,7 +38,7 @@ func (v *Volume) Detach(done func(error)) {
 
 // drained goes on with a detachment when nothing is under way any more.
 func (v *Volume) drained() {
-	if v.phase != detaching || v.detach == nil || v.inFlight > 0 || v.ckpt.state != ckptIdle || v.releasing {
+	if v.phase != detaching || v.detach == nil || v.inFlight > 0 || v.ckpt.state != ckptIdle || v.snaps.busy || v.releasing {
 		return
 	}
 	for _, c := range v.columns {
@@ -104,6 +105,7 @@ func (v *Volume) release() {
 		v.tick.Stop()
 		v.ckpt.timer.Stop()
 		v.scrub.timer.Stop()
+		v.snaps.stop()
 		v.log.Info("volume detached")
 		done := v.detach
 		v.detach = nil

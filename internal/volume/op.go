@@ -43,6 +43,7 @@ type op struct {
 
 	kind   wire.Kind
 	fua    bool
+	list   []uint64 // of a KindSnaps
 	off    int64
 	n      int64
 	pos    int64 // of the piece in the request
@@ -99,6 +100,7 @@ func (v *Volume) getOp(col *column) *op {
 		v.ops = o.next
 	}
 	o.col, o.call, o.then, o.err, o.data, o.fua = col, nil, nil, nil, nil, false
+	o.list = nil
 	o.cover, o.covered = nil, false
 	o.repairing, o.own, o.Slow = false, false, false
 	o.at, o.place = 0, -1
@@ -270,6 +272,10 @@ func (o *op) granted() {
 // Invariant: the range stays locked until every member has answered and the answer was handed to the frontend.
 func (o *op) mutate() {
 	v := o.v
+	if v.snaps.holding {
+		v.snaps.hold(o.granted)
+		return
+	}
 	o.period = v.period
 	v.mut++
 	v.ckpt.dirtied(o.col, o.off, o.n)
@@ -293,7 +299,7 @@ func (o *op) send(m int, session uint32) {
 	r.Kind, r.FUA = o.kind, o.fua
 	r.Replica, r.Term, r.Session = o.col.ids[m], o.v.term, session
 	r.Period, r.Off, r.Len = o.period, o.off, o.n
-	r.Data, r.Sums = o.data, nil
+	r.Data, r.Sums = o.data, o.list
 	if o.kind == wire.KindWrite || o.kind == wire.KindRead {
 		r.Sums = o.sums[:o.n/block.Size]
 	}
@@ -407,6 +413,7 @@ func (o *op) endLocked(err error) {
 func (v *Volume) mutationEnded(period uint64) {
 	if period == v.period {
 		v.mut--
+		v.snaps.drained()
 		return
 	}
 	v.oldMut--

@@ -49,7 +49,7 @@ func (c *column) beginResync(m int) {
 		}
 	}
 	c.log(m).Info("bringing replica up to date", "checkpoint", c.rc.Member(m).Answer.Checkpoint)
-	r.list(0, listed)
+	r.prepareSnaps(func() { r.list(0, listed) })
 }
 
 // list asks the source for gens from chunk first on, a batch at a time.
@@ -104,11 +104,23 @@ func (r *resync) run() {
 		chunk := r.todo[r.next]
 		r.next++
 		r.running++
-		r.c.sync(chunk, source, 1<<r.m, false, r.synced)
+		r.c.sync(chunk, source, 1<<r.m, false, r.syncedHead)
 	}
 	if r.running == 0 && (r.stopped || r.failed || r.next == len(r.todo)) {
 		r.end()
 	}
+}
+
+// syncedHead goes on with what the snapshots have of the chunk.
+func (r *resync) syncedHead(s *chunkSync, err error) {
+	if err != nil || r.stopped {
+		r.synced(s, err)
+		return
+	}
+	r.c.syncLevels(s.chunk, s.source, r.m, func(moved int64, err error) {
+		s.moved += moved
+		r.synced(s, err)
+	})
 }
 
 // synced takes the end of one chunk.

@@ -45,6 +45,7 @@ type scrubber struct {
 	// busy: a piece, a question for gens or the end is under way. Invariant: then the timer isn't armed.
 	busy  bool
 	gens  scrubGens
+	moved bool            // the volume has grown, and positions stand for other chunks
 	spoke map[string]bool // what was reported of this scrub already
 
 	saved   int64 // the position that was written down last
@@ -116,6 +117,7 @@ func (s *scrubber) step() {
 		}
 		return
 	}
+	s.rewind()
 	per := block.Chunks(s.v.columns[0].size)
 	if s.at == 0 {
 		s.maybeSave()

@@ -20,6 +20,8 @@ type Status struct {
 	InSync bool
 	// Scrub is the progress of the scrub that is active; nil if none is.
 	Scrub *ScrubStatus
+	// SnapshotUsage is what each snapshot occupies on disk in one copy, by its period, as of some seconds ago.
+	SnapshotUsage map[uint64]int64
 }
 
 // MemberStatus is one member as the coordinator sees it.
@@ -62,6 +64,7 @@ func (v *Volume) Status() Status {
 		conditions = append(conditions, v.lostErr.Error())
 	}
 	s.Scrub = v.scrub.status()
+	s.SnapshotUsage = v.snaps.usageNow()
 	s.Condition = strings.Join(conditions, "; ")
 	return s
 }

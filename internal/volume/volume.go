@@ -74,6 +74,8 @@ type Config struct {
 	ScrubTake func(bytes int64) time.Duration
 	// Event records something that people should find later; nil drops it. Called on the loop; it must not block.
 	Event func(spec.Event)
+	// Resized is called, on the loop, when the volume has become larger; nil is nobody.
+	Resized func()
 	// Ready is called once when the volume serves. Lost is called at most once, when it must not be served by
 	// this node any more: every request that is open then, and every later one, fails.
 	Ready func()
@@ -138,6 +140,8 @@ type Volume struct {
 
 	limiter *qos.Bucket // of resync, in bytes
 	scrub   scrubber
+	snaps   snapshotter
+	limits  throttle
 	Stats   Stats
 }
 
@@ -148,11 +152,14 @@ type Stats struct {
 	Repaired                      uint64 // blocks that were repaired from another copy
 	Unreadable                    uint64 // blocks of which no copy was good
 	Checkpoints                   uint64
+	Snapshots                     uint64        // that were taken
+	SnapshotPause                 time.Duration // the longest that one held changes up
 	ResyncedChunks                uint64
 	ResyncedBytes                 uint64
 	ScrubBytes                    uint64 // of the volume that were verified
 	ScrubUnreadable               uint64 // blocks of which a scrub found no copy intact
 	ScrubDiffering                uint64 // blocks whose copies a scrub found intact and different
+	Held                          uint64 // times that the limits made requests wait
 }
 
 // Attach begins to serve a volume whose term was already raised in the metadata for this node. It must be
@@ -175,6 +182,8 @@ func Attach(cfg Config) *Volume {
 	v.watch.init(v)
 	v.ckpt.init(v)
 	v.scrub.init(v)
+	v.snaps.init(v)
+	v.limits.init(v)
 	prev := cfg.Prev
 	if prev == repl.PrevOwnDead && rec.State.Fenced+1 != rec.State.Term && !invariant.Mutant("any-own-dead-engine") {
 		// The dead engine may itself not have waited yet for whoever held the volume before it.
@@ -236,7 +245,7 @@ func (v *Volume) admit(r *block.Request) {
 		v.reads.push(r)
 		return
 	}
-	v.begin(r)
+	v.limits.pass(r)
 }
 
 // resentDone is called when a resent change was answered.
@@ -245,7 +254,7 @@ func (v *Volume) resentDone() {
 		return
 	}
 	for r := v.reads.pop(); r != nil; r = v.reads.pop() {
-		v.begin(r)
+		v.limits.pass(r)
 	}
 }
 
@@ -278,9 +287,12 @@ func (v *Volume) Update(rec spec.Volume, rev meta.Rev) {
 // membersChanged hands the newest record's members to columns that are free to take it, and its scrub to the scrubber.
 func (v *Volume) membersChanged() {
 	v.scrub.follow()
+	v.snaps.follow()
+	v.limits.follow()
 	if (v.phase != serving && v.phase != attaching) || v.committing {
 		return
 	}
+	v.grow()
 	for i, c := range v.columns {
 		if i < len(v.rec.State.Columns) {
 			c.update(v.rec.State.Columns[i].Members, v.rec.Replicas)
@@ -310,9 +322,11 @@ func (v *Volume) lose(err error) {
 			v.loop.Post(func() { r.Done(r) })
 		}
 	}
+	v.limits.fail()
 	v.tick.Stop()
 	v.ckpt.timer.Stop()
 	v.scrub.timer.Stop()
+	v.snaps.stop()
 	if done := v.detach; done != nil {
 		v.detach = nil
 		v.loop.Post(func() { done(err) })

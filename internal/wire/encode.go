@@ -6,20 +6,25 @@ import (
 )
 
 // AppendRequest appends r's frame to dst, all but the data: the caller sends
-// r.Data behind it if r is a KindWrite.
+// r.Data behind it if r.Kind.Sends().
 func AppendRequest(dst []byte, id uint64, r *Request) []byte {
 	start := len(dst)
 	dst = appendHeader(dst, TypeRequest, id, r)
 	dataLen := 0
-	if r.Kind == KindWrite {
+	switch r.Kind {
+	case KindWrite, KindSnapWrite:
 		dst = appendSums(dst, r.Sums)
 		dataLen = len(r.Data)
+	case KindSnaps, KindSnapSeal, KindRestore:
+		dst = appendSums(dst, r.Sums)
+	case KindClone:
+		dst = append(dst, r.Text...)
 	}
 	return seal(dst, start, dataLen)
 }
 
 // AppendAnswer appends the frame of r's answer to dst, all but the data. withData
-// says that the caller sends r.Data behind it: so it must when a KindRead was
+// says that the caller sends r.Data behind it: so it must when a kind that Fills was
 // answered with StatusOK or StatusBadSum.
 func AppendAnswer(dst []byte, id uint64, r *Request) (frame []byte, withData bool) {
 	start := len(dst)
@@ -27,7 +32,7 @@ func AppendAnswer(dst []byte, id uint64, r *Request) (frame []byte, withData boo
 	dst[start+8] = byte(r.Status)
 	good := r.Status == StatusOK || r.Status == StatusBadSum
 	switch r.Kind {
-	case KindRead, KindSums, KindGens, KindVerify:
+	case KindRead, KindSums, KindGens, KindVerify, KindSnapRead, KindSnapSums, KindSnapLevels, KindSnapOpen, KindSnapUsage:
 		if good {
 			dst = appendSums(dst, r.Sums)
 		}
@@ -42,7 +47,7 @@ func AppendAnswer(dst []byte, id uint64, r *Request) (frame []byte, withData boo
 		dst = appendFence(dst, r.Fence)
 	}
 	dataLen := 0
-	if withData = good && r.Kind == KindRead; withData {
+	if withData = good && r.Kind.Fills(); withData {
 		dataLen = len(r.Data)
 	}
 	return seal(dst, start, dataLen), withData
@@ -100,7 +105,7 @@ func appendSums(dst []byte, sums []uint64) []byte {
 // Length is how many bytes of the column the request is about: len(Data) of reads
 // and writes that have Data, otherwise Len.
 func (r *Request) Length() int64 {
-	if (r.Kind == KindRead || r.Kind == KindWrite) && r.Data != nil {
+	if (r.Kind.Fills() || r.Kind.Sends()) && r.Data != nil {
 		return int64(len(r.Data))
 	}
 	return r.Len

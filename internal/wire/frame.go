@@ -28,6 +28,9 @@ const (
 	// MaxFrame is the size of the largest frame.
 	MaxFrame = HeaderSize + MaxMeta + block.MaxIO
 
+	// MaxText is the longest description that a KindClone carries, in bytes.
+	MaxText = 8 << 10
+
 	maxName = 255 // bytes in a name or run
 	badSize = 128 // bytes of the bitmap of bad blocks
 )
@@ -177,7 +180,7 @@ func (f *Frame) check(p []byte, metaLen, dataLen int64) error {
 	if f.Off < 0 || f.Len < 0 || f.Off%block.Size != 0 || f.Off+f.Len < 0 {
 		return fmt.Errorf("%w: %v of %d bytes at offset %d", ErrField, f.Kind, f.Len, f.Off)
 	}
-	if f.Kind == KindRead || f.Kind == KindWrite || f.Kind == KindVerify {
+	if f.Kind.Sends() || f.Kind.Fills() || f.Kind == KindVerify {
 		if f.Len == 0 || f.Len > block.MaxIO || f.Len%block.Size != 0 {
 			return fmt.Errorf("%w: %v of %d bytes", ErrLength, f.Kind, f.Len)
 		}
@@ -195,14 +198,31 @@ func (f *Frame) checkRequest(metaLen, dataLen int64) error {
 	if f.Status != StatusOK || f.flags&(flagBad|flagFence) != 0 {
 		return fmt.Errorf("%w: a request with an answer in it", ErrField)
 	}
-	var wantMeta, wantData int64
-	if f.Kind == KindWrite {
-		wantMeta, wantData = f.Len/block.Size*8, f.Len
+	var wantData int64
+	if f.Kind.Sends() {
+		wantData = f.Len
 	}
-	if metaLen != wantMeta || dataLen != wantData {
+	if !f.metaFits(metaLen) || dataLen != wantData {
 		return fmt.Errorf("%w: %v request of %d and %d bytes for %d bytes", ErrLength, f.Kind, metaLen, dataLen, f.Len)
 	}
 	return nil
+}
+
+// metaFits reports whether a request of the frame's kind can have so many bytes of meta.
+func (f *Frame) metaFits(n int64) bool {
+	switch f.Kind {
+	case KindWrite, KindSnapWrite:
+		return n == f.Len/block.Size*8
+	case KindSnaps:
+		return n%16 == 0 && n <= MaxSnaps*16
+	case KindSnapSeal:
+		return n == block.PerChunk*8
+	case KindRestore:
+		return n == 8
+	case KindClone:
+		return n > 0 && n <= MaxText
+	}
+	return n == 0
 }
 
 func (f *Frame) checkAnswer(metaLen, dataLen int64) error {
@@ -232,18 +252,22 @@ func (f *Frame) checkAnswer(metaLen, dataLen int64) error {
 // HasData reports whether the data of Len bytes belongs to the frame.
 func (f *Frame) HasData() bool {
 	if f.Type == TypeRequest {
-		return f.Kind == KindWrite
+		return f.Kind.Sends()
 	}
-	return f.Type == TypeAnswer && f.Kind == KindRead && (f.Status == StatusOK || f.Status == StatusBadSum)
+	return f.Type == TypeAnswer && f.Kind.Fills() && (f.Status == StatusOK || f.Status == StatusBadSum)
 }
 
 // maxSums is how many sums an answer may carry.
 func (f *Frame) maxSums() int64 {
 	switch f.Kind {
-	case KindRead, KindVerify:
+	case KindRead, KindVerify, KindSnapRead:
 		return f.Len / block.Size
-	case KindSums:
+	case KindSums, KindSnapSums, KindSnapOpen:
 		return block.PerChunk
+	case KindSnapLevels:
+		return MaxSnaps
+	case KindSnapUsage:
+		return 2 * MaxSnaps
 	case KindGens:
 		return block.Chunks(f.Len)
 	}
@@ -253,7 +277,7 @@ func (f *Frame) maxSums() int64 {
 // NumSums is how many sums (or gens) the frame carries.
 func (f *Frame) NumSums() int {
 	switch {
-	case f.Type != TypeRequest && f.Type != TypeAnswer || f.flags&flagFence != 0:
+	case f.Type != TypeRequest && f.Type != TypeAnswer || f.flags&flagFence != 0 || f.Kind == KindClone:
 		return 0
 	case f.flags&flagBad != 0:
 		return (len(f.Meta) - badSize) / 8

@@ -66,16 +66,54 @@ const (
 	// filled with the sums. StatusBadSum if a block doesn't match or can't be read: Bad has a bit for each such
 	// block. Len ≤ block.MaxIO and inside one chunk.
 	KindVerify
+	// KindSnaps says which snapshots the replica has from now on: Sums has two words for each, its period, ascending, and its
+	// size in bytes. Missing ones are made, empty; that is refused with StatusBadRequest for a period that the replica's checkpoint covers, because then
+	// something is lost. What isn't named is deleted; its space is free when this is answered. All of it is durable then.
+	KindSnaps
+	// KindSnapRead is KindRead of the snapshot Period.
+	KindSnapRead
+	// KindSnapWrite writes Data to the chunk that KindSnapOpen began.
+	KindSnapWrite
+	// KindSnapSums is KindSums of the snapshot Period.
+	KindSnapSums
+	// KindSnapLevels fills Sums with the periods of the snapshots that hold the chunk at Off themselves, ascending.
+	KindSnapLevels
+	// KindSnapOpen begins to replace the chunk at Off that the snapshot Period holds itself: it becomes a copy of what the
+	// next newer snapshot, or the head, has there, and isn't held until KindSnapSeal. Sums is filled with the copy's.
+	KindSnapOpen
+	// KindSnapSeal ends that: the chunk has the sums Sums, and is durable when this is answered.
+	KindSnapSeal
+	// KindSnapDrop has the snapshot Period no longer hold the chunk at Off itself.
+	KindSnapDrop
+	// KindRestore makes the chunk at Off what the snapshot with the period Sums[0] has there; journaled as a write.
+	KindRestore
+	// KindClone makes a new replica in the same pool from the snapshot Period. Text describes it, as in its meta. That
+	// it exists already is no error.
+	KindClone
+	// KindSnapUsage fills Sums with two words for each snapshot, ascending: its period, and the bytes on disk that are its own.
+	KindSnapUsage
 )
+
+// MaxSnaps is how many snapshots a replica has at most.
+const MaxSnaps = 1024
+
+// Sends reports whether requests of the kind carry Data.
+func (k Kind) Sends() bool { return k == KindWrite || k == KindSnapWrite }
+
+// Fills reports whether answers of the kind carry Data.
+func (k Kind) Fills() bool { return k == KindRead || k == KindSnapRead }
 
 var kindNames = [...]string{
 	KindFence: "fence", KindWrite: "write", KindRead: "read", KindTrim: "trim", KindZero: "zero",
 	KindFlush: "flush", KindConfirm: "confirm", KindSums: "sums", KindGens: "gens",
-	KindCheckpoint: "checkpoint", KindTouch: "touch", KindVerify: "verify",
+	KindCheckpoint: "checkpoint", KindTouch: "touch", KindVerify: "verify", KindSnaps: "snapshots",
+	KindSnapRead: "snapshot read", KindSnapWrite: "snapshot write", KindSnapSums: "snapshot sums", KindSnapLevels: "snapshot levels",
+	KindSnapOpen: "snapshot open", KindSnapSeal: "snapshot seal", KindSnapDrop: "snapshot drop", KindRestore: "restore",
+	KindClone: "clone", KindSnapUsage: "snapshot usage",
 }
 
 // Valid reports whether k is a kind that this version knows.
-func (k Kind) Valid() bool { return k >= KindFence && k <= KindVerify }
+func (k Kind) Valid() bool { return k >= KindFence && k <= KindSnapUsage }
 
 // String returns the kind's name, as used in logs and metrics.
 func (k Kind) String() string {
@@ -135,8 +173,9 @@ type Request struct {
 	// and writes may cross a chunk's end.
 	Data []byte
 	// Sums has the capacity that the kind needs: len(Data)/block.Size, or Len/block.Size (verify), or
-	// PerChunk, or the number of gens.
+	// PerChunk, or the number of gens, or what can be answered about MaxSnaps snapshots.
 	Sums []uint64
+	Text []byte // clone: the description of the new replica, at most MaxText bytes
 
 	// The answer.
 	Status Status

@@ -100,6 +100,7 @@ func parts(binary string, m mode, r *report) []part {
 		{"pgbench", in(false, (*bench).pgbench)},
 		{"rejoin", in(false, (*bench).rejoin)},
 		{"idle", in(false, (*bench).idle)},
+		{"limits", in(false, (*bench).limits)},
 		{"failover", func(ctx context.Context) error { return failover(ctx, r) }},
 		{"leak", func(ctx context.Context) error {
 			if !m.leak {

@@ -25,6 +25,8 @@ type params struct {
 	lostAnswers float64
 	drift       float64
 	ioLatency   sim.Latency
+	snapAlways  bool // whatever the seed says, snapshots are taken
+	growAlways  bool // whatever the seed says, volumes grow
 }
 
 // volParams are those of one volume.

@@ -98,6 +98,10 @@ func (g *guest) client(readShare float64) {
 		r = g.v.drawRequest(readShare) // a reader goes on although writes hang
 	}
 	r.g, r.then = g, again
+	if size := g.vol.Size(); r.off+r.len > size { // the coordinator hasn't heard yet that it has grown
+		again()
+		return
+	}
 	g.submit(r)
 }
 

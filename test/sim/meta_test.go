@@ -25,6 +25,7 @@ func cloneRecord(v spec.Volume) spec.Volume {
 	for i := range v.State.Columns {
 		v.State.Columns[i].Members = slices.Clone(v.State.Columns[i].Members)
 	}
+	v.Snapshots, v.Clones = slices.Clone(v.Snapshots), slices.Clone(v.Clones)
 	return v
 }
 
@@ -50,6 +51,7 @@ func (s *store) tick() {
 			n.sees[o.idx] = s.leaseAlive(o.name)
 		}
 		s.tell(n)
+		s.tellGrowth(n)
 	}
 	for _, v := range s.c.vols {
 		if n := s.c.node(v.rec.State.Node); n != nil && s.leaseAlive(n.name) != v.leased {
@@ -104,10 +106,13 @@ func (s *store) put(v *vol, next spec.Volume) {
 	v.checkLeaving(prev, next)
 	v.checkJoined(prev, next)
 	v.changed(prev, next)
+	v.checkGrowth(prev, next)
+	v.snaps.recorded(prev, next)
 	for _, n := range s.c.nodes {
 		s.c.w.After(s.delay(), "watch", func() {
 			if s.reachable(n) {
 				s.tellOf(v, n)
+				s.tellGrowth(n)
 			}
 		})
 	}

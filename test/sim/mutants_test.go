@@ -93,6 +93,21 @@ var mutants = []mutant{
 		explained: "copies that waited for such a member are refused in every seed of that script; that it lacks a write of that very chunk too, which must have been granted before and not have reached it, hasn't been met"},
 	{name: "lost-block-stops-sync", test: "TestDamageOfTheOnlyCopy", breaks: "a block of which no intact copy is left keeps members from becoming in sync"},
 
+	// Snapshots.
+	{name: "nothing-preserved", test: "TestSnapshots", rule: "32", breaks: "chunks are changed without being preserved"},
+	{name: "preserve-in-own-period", test: "TestSnapshotsAgainstModel", rule: "32", breaks: "a change of a period that the snapshot has preserves the chunk in it"},
+	{name: "given-up-snapshot-forgotten", test: "TestSnapshotsAgainstModel", rule: "32", breaks: "a chunk that a snapshot which was given up holds is preserved in an older one again"},
+	{name: "preserve-not-synced", test: "TestSnapshotsAgainstModel", rule: "32", breaks: "a chunk is changed before its preserved copy is durable"},
+	{name: "delete-without-handover", test: "TestSnapshotsAgainstModel", rule: "36", breaks: "a deleted snapshot takes with it what an older one needs"},
+	{name: "lost-snapshot-made-anew", test: "TestLostSnapshotIsRefused", rule: "35", breaks: "a snapshot that is missing is made anew, empty"},
+	{name: "snapshot-without-drain", test: "TestSnapshots", rule: "33", breaks: "the cut doesn't wait for changes under way"},
+	{name: "snapshot-without-checkpoint", test: "TestSnapshots", rule: "34", breaks: "a snapshot is recorded before what it has is durable"},
+	{name: "snapshot-unreconciled", test: "TestSnapshots", rule: "33", breaks: "a snapshot is taken while chunks aren't reconciled",
+		explained: "the checkpoint that records it doesn't begin before they are"},
+	{name: "resync-ignores-snapshots", test: "TestSnapshots", rule: "37", breaks: "what the snapshots have of a chunk isn't made equal"},
+	{name: "resync-lists-too-early", test: "TestSnapshots", rule: "37", breaks: "gens are asked for before the changes that the member was sent have ended",
+		explained: "a change that is at the member and not yet at the source, for as long as the list takes, is too rare"},
+
 	// Reads.
 	{name: "no-read-wait", directed: "old reads", rule: "23", breaks: "a newcomer doesn't wait until older reads have ended"},
 	{name: "no-drift-margin", directed: "old reads", rule: "23", breaks: "the wait has no margin for drift"},

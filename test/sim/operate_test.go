@@ -92,6 +92,7 @@ func (c *cluster) reconcile() {
 	for _, v := range c.vols {
 		if !c.s.down {
 			v.dropReplaced()
+			v.admitGrowth()
 		}
 	}
 }

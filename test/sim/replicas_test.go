@@ -8,6 +8,7 @@ import (
 
 	"keelson.io/keelson/internal/block"
 	"keelson.io/keelson/internal/replica"
+	"keelson.io/keelson/internal/spec"
 	"keelson.io/keelson/internal/wire"
 )
 
@@ -80,7 +81,7 @@ func (e *engine) openReplica(k *replicaCopy, done func()) {
 // createReplica makes a new replica. done is called only when that worked.
 func (e *engine) createReplica(k *replicaCopy, done func()) {
 	c, v := e.n.c, k.v
-	d := replica.Desc{Cluster: "c1", Volume: v.rec.ID, Name: v.rec.Name, Replica: k.wid, Column: k.col, Columns: v.columns, Size: v.columnSize()}
+	d := replica.Desc{Cluster: "c1", Volume: v.rec.ID, Name: v.rec.Name, Replica: k.wid, Column: k.col, Columns: v.columns, Size: spec.ColumnSize(v.rec.Planned(), v.columns)}
 	replica.Create(e.replicaConfig(k), d, func(r *replica.Replica, err error) {
 		if err != nil {
 			c.w.Tracef("replica %s on %s can't be made: %v", k.id, e.n.name, err)
@@ -106,6 +107,8 @@ type watched struct {
 	e *engine
 	k *replicaCopy
 	r *replica.Replica
+
+	growing bool // or its size is being recorded
 }
 
 // Submit implements wire.Member.

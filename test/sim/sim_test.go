@@ -53,6 +53,15 @@ func (c *cluster) run() (err error) {
 	c.supervise()
 	c.faulty = true
 	c.w.After(time.Second, "nemesis", c.nemesis)
+	if c.grows() > 0 {
+		c.w.After(2*time.Second, "grow", c.grow)
+	}
+	if c.snapshots() {
+		c.w.After(2*time.Second, "snapshots", c.snap)
+	}
+	if c.limited() {
+		c.w.After(time.Second, "limits", c.limit)
+	}
 	if c.scrubs() {
 		c.w.After(2*time.Second, "scrub", c.scrub)
 	}
@@ -147,7 +156,7 @@ func (c *cluster) settled() bool {
 }
 
 func (v *vol) settled() bool {
-	if v.moving {
+	if v.moving || v.rec.Growth.To != 0 || !v.snaps.settled() {
 		return false
 	}
 	n := v.c.node(v.rec.State.Node)
@@ -209,6 +218,7 @@ func (c *cluster) finish() bool {
 	}
 	for _, v := range c.vols {
 		v.checkReplicas()
+		v.snaps.check("all is over")
 		v.checkHealed()
 	}
 	for _, n := range c.nodes {

@@ -33,13 +33,14 @@ type vol struct {
 	leased    bool           // the holder's lease was alive when it was looked at last
 	readOnly  bool           // clients don't write any more
 	finished  bool           // the run is over for it
+	sizes     []int64        // that it comes to have, by growing
 	healed    bool           // the last scrub left nothing to be mended
+	snaps     snapsOf
 }
 
 func (c *cluster) newVolume(rng *rand.Rand, i int, p volParams) *vol {
 	p.size = int64(p.columns) * spec.ColumnSize(p.size, p.columns)
 	v := &vol{c: c, i: i, volParams: p, rev: 1, loss: map[int]bool{}, tainted: map[int64]bool{}, victims: make([]string, p.columns)}
-	v.hist = newHistory(int(v.size/block.Size), uint64(i))
 	for range 12 {
 		v.hot = append(v.hot, rng.Int64N(v.size/block.Size))
 	}
@@ -47,6 +48,9 @@ func (c *cluster) newVolume(rng *rand.Rand, i int, p volParams) *vol {
 	if v.seam {
 		v.hot = []int64{spec.StripeUnit / block.Size}
 	}
+	v.snaps.v = v
+	v.growSteps()
+	v.hist = newHistory(int(v.full()/block.Size), uint64(i))
 	v.rec = spec.Volume{ID: fmt.Sprintf("%016x", 0xaa+i), Name: fmt.Sprintf("vol%d", i), Size: v.size, Replicas: v.replicas, Columns: v.columns}
 	for k := range v.columns {
 		var col spec.Column

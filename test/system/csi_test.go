@@ -43,7 +43,7 @@ func TestCSIContract(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return server.NewCSIKeelson(node, client, filepath.Join(c.NodeDir(node), "run/engine.sock"))
+		return server.NewCSIKeelson(node, client)
 	}
 	csitest.Contract(t, at("n1"), at("n2"))
 }

@@ -146,6 +146,14 @@ func (d *Disk) Page(name string, off int64, durable bool) []byte {
 	return zeros.b[:]
 }
 
+// Names lists what a directory has, sorted; nil if there is none. For checks.
+func (d *Disk) Names(dir string) []string {
+	if f := d.find(dir); f != nil && f.dir {
+		return sortedNames(f.ents)
+	}
+	return nil
+}
+
 // Watch has fn called whenever pages from … to-1 of a file have changed, but for a power loss or a flipped bit; and with
 // nil no more. For checks: fn must not touch the world.
 func (d *Disk) Watch(name string, fn func(from, to int64)) {
@@ -162,11 +170,12 @@ func (d *Disk) Answered(name string) uint64 {
 	return 0
 }
 
-// Synced reports whether everything that was answered when the mark was taken is durable.
+// Synced reports whether everything that was answered when the mark was taken is durable. That a file got longer doesn't count: there
+// is no data in that.
 func (d *Disk) Synced(name string, mark uint64) bool {
 	if f := d.find(name); f != nil {
 		for _, c := range f.pending {
-			if c.done != 0 && c.done <= mark {
+			if c.done != 0 && c.done <= mark && !(c.kind == chTruncate && c.size >= c.oldSize) {
 				return false
 			}
 		}

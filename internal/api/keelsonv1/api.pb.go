@@ -303,10 +303,13 @@ type SetSettingsRequest struct {
 	// 0: volumes aren't scrubbed by themselves.
 	ScrubInterval  *durationpb.Duration `protobuf:"bytes,4,opt,name=scrub_interval,json=scrubInterval,proto3" json:"scrub_interval,omitempty"`
 	ScrubBandwidth *int64               `protobuf:"varint,5,opt,name=scrub_bandwidth,json=scrubBandwidth,proto3,oneof" json:"scrub_bandwidth,omitempty"`
+	MaxSnapshots   *int32               `protobuf:"varint,60,opt,name=max_snapshots,json=maxSnapshots,proto3,oneof" json:"max_snapshots,omitempty"`
 	// Between 2 s and 100 s.
-	AnswerLimit   *durationpb.Duration `protobuf:"bytes,6,opt,name=answer_limit,json=answerLimit,proto3" json:"answer_limit,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	AnswerLimit    *durationpb.Duration `protobuf:"bytes,6,opt,name=answer_limit,json=answerLimit,proto3" json:"answer_limit,omitempty"`
+	Rebalance      *int32               `protobuf:"varint,80,opt,name=rebalance,proto3,oneof" json:"rebalance,omitempty"`
+	RebalanceMoves *int32               `protobuf:"varint,81,opt,name=rebalance_moves,json=rebalanceMoves,proto3,oneof" json:"rebalance_moves,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SetSettingsRequest) Reset() {
@@ -374,11 +377,32 @@ func (x *SetSettingsRequest) GetScrubBandwidth() int64 {
 	return 0
 }
 
+func (x *SetSettingsRequest) GetMaxSnapshots() int32 {
+	if x != nil && x.MaxSnapshots != nil {
+		return *x.MaxSnapshots
+	}
+	return 0
+}
+
 func (x *SetSettingsRequest) GetAnswerLimit() *durationpb.Duration {
 	if x != nil {
 		return x.AnswerLimit
 	}
 	return nil
+}
+
+func (x *SetSettingsRequest) GetRebalance() int32 {
+	if x != nil && x.Rebalance != nil {
+		return *x.Rebalance
+	}
+	return 0
+}
+
+func (x *SetSettingsRequest) GetRebalanceMoves() int32 {
+	if x != nil && x.RebalanceMoves != nil {
+		return *x.RebalanceMoves
+	}
+	return 0
 }
 
 type CreateTokenRequest struct {
@@ -1395,9 +1419,10 @@ type LiveVolume struct {
 	Condition string                 `protobuf:"bytes,5,opt,name=condition,proto3" json:"condition,omitempty"`
 	Members   []*LiveMember          `protobuf:"bytes,6,rep,name=members,proto3" json:"members,omitempty"`
 	// The active scrub; total is 0 if there is none.
-	ScrubDone     int64          `protobuf:"varint,8,opt,name=scrub_done,json=scrubDone,proto3" json:"scrub_done,omitempty"`
-	ScrubTotal    int64          `protobuf:"varint,9,opt,name=scrub_total,json=scrubTotal,proto3" json:"scrub_total,omitempty"`
-	ScrubFindings *ScrubFindings `protobuf:"bytes,10,opt,name=scrub_findings,json=scrubFindings,proto3" json:"scrub_findings,omitempty"`
+	ScrubDone     int64           `protobuf:"varint,8,opt,name=scrub_done,json=scrubDone,proto3" json:"scrub_done,omitempty"`
+	ScrubTotal    int64           `protobuf:"varint,9,opt,name=scrub_total,json=scrubTotal,proto3" json:"scrub_total,omitempty"`
+	ScrubFindings *ScrubFindings  `protobuf:"bytes,10,opt,name=scrub_findings,json=scrubFindings,proto3" json:"scrub_findings,omitempty"`
+	Snapshots     []*LiveSnapshot `protobuf:"bytes,60,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1498,6 +1523,13 @@ func (x *LiveVolume) GetScrubTotal() int64 {
 func (x *LiveVolume) GetScrubFindings() *ScrubFindings {
 	if x != nil {
 		return x.ScrubFindings
+	}
+	return nil
+}
+
+func (x *LiveVolume) GetSnapshots() []*LiveSnapshot {
+	if x != nil {
+		return x.Snapshots
 	}
 	return nil
 }
@@ -1877,7 +1909,14 @@ type CreateVolumeRequest struct {
 	// If there are any, a node must meet one of them to get a copy.
 	Topology []*TopologyTerm `protobuf:"bytes,8,rep,name=topology,proto3" json:"topology,omitempty"`
 	// A node that gets a copy if it can; "" is none.
-	Near          string `protobuf:"bytes,9,opt,name=near,proto3" json:"near,omitempty"`
+	Near      string               `protobuf:"bytes,9,opt,name=near,proto3" json:"near,omitempty"`
+	Limits    *Limits              `protobuf:"bytes,40,opt,name=limits,proto3" json:"limits,omitempty"`
+	Placement *Placement           `protobuf:"bytes,41,opt,name=placement,proto3" json:"placement,omitempty"`
+	TrimEvery *durationpb.Duration `protobuf:"bytes,42,opt,name=trim_every,json=trimEvery,proto3" json:"trim_every,omitempty"`
+	// Set if the volume is made to copy an image into.
+	Import *Import `protobuf:"bytes,43,opt,name=import,proto3" json:"import,omitempty"`
+	// Set for a volume that lives as long as a pod.
+	Ephemeral     *Ephemeral `protobuf:"bytes,60,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1973,6 +2012,41 @@ func (x *CreateVolumeRequest) GetNear() string {
 		return x.Near
 	}
 	return ""
+}
+
+func (x *CreateVolumeRequest) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *CreateVolumeRequest) GetPlacement() *Placement {
+	if x != nil {
+		return x.Placement
+	}
+	return nil
+}
+
+func (x *CreateVolumeRequest) GetTrimEvery() *durationpb.Duration {
+	if x != nil {
+		return x.TrimEvery
+	}
+	return nil
+}
+
+func (x *CreateVolumeRequest) GetImport() *Import {
+	if x != nil {
+		return x.Import
+	}
+	return nil
+}
+
+func (x *CreateVolumeRequest) GetEphemeral() *Ephemeral {
+	if x != nil {
+		return x.Ephemeral
+	}
+	return nil
 }
 
 type ListVolumesRequest struct {
@@ -2108,7 +2182,9 @@ type AttachVolumeRequest struct {
 	// AcceptLoss goes on with the members there are, though acknowledged writes may be missing.
 	AcceptLoss bool `protobuf:"varint,4,opt,name=accept_loss,json=acceptLoss,proto3" json:"accept_loss,omitempty"`
 	// How long to wait for the replicas; 30 s if not set. Then it goes on in the background.
-	Wait          *durationpb.Duration `protobuf:"bytes,5,opt,name=wait,proto3" json:"wait,omitempty"`
+	Wait *durationpb.Duration `protobuf:"bytes,5,opt,name=wait,proto3" json:"wait,omitempty"`
+	// To go on with an import that isn't complete; without, such a volume isn't attached.
+	Importing     bool `protobuf:"varint,40,opt,name=importing,proto3" json:"importing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2178,6 +2254,13 @@ func (x *AttachVolumeRequest) GetWait() *durationpb.Duration {
 	return nil
 }
 
+func (x *AttachVolumeRequest) GetImporting() bool {
+	if x != nil {
+		return x.Importing
+	}
+	return false
+}
+
 type AttachVolumeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
@@ -2242,7 +2325,9 @@ type DetachVolumeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// How long to wait until all is durable; 30 s if not set. Then it goes on in the background.
-	Wait          *durationpb.Duration `protobuf:"bytes,2,opt,name=wait,proto3" json:"wait,omitempty"`
+	Wait *durationpb.Duration `protobuf:"bytes,2,opt,name=wait,proto3" json:"wait,omitempty"`
+	// The node that shall no longer have it: if another has it, or none, nothing is done. "" is whichever has it.
+	From          string `protobuf:"bytes,60,opt,name=from,proto3" json:"from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2289,6 +2374,13 @@ func (x *DetachVolumeRequest) GetWait() *durationpb.Duration {
 		return x.Wait
 	}
 	return nil
+}
+
+func (x *DetachVolumeRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
 }
 
 type DetachVolumeResponse struct {
@@ -2593,7 +2685,7 @@ var File_keelson_v1_api_proto protoreflect.FileDescriptor
 const file_keelson_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"\x14keelson/v1/api.proto\x12\n" +
-	"keelson.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16keelson/v1/nouns.proto\x1a\x16keelson/v1/scrub.proto\"\x0f\n" +
+	"keelson.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1akeelson/v1/ephemeral.proto\x1a\x16keelson/v1/nouns.proto\x1a\x17keelson/v1/policy.proto\x1a\x16keelson/v1/scrub.proto\x1a\x1akeelson/v1/snapshots.proto\x1a\x17keelson/v1/upkeep.proto\"\x0f\n" +
 	"\rStatusRequest\"\x82\x03\n" +
 	"\x0eStatusResponse\x12\x1d\n" +
 	"\n" +
@@ -2615,7 +2707,7 @@ const file_keelson_v1_api_proto_rawDesc = "" +
 	"\ahealthy\x18\x04 \x01(\bR\ahealthy\x12\x1d\n" +
 	"\n" +
 	"client_url\x18\x05 \x01(\tR\tclientUrl\"\x14\n" +
-	"\x12GetSettingsRequest\"\x92\x03\n" +
+	"\x12GetSettingsRequest\"\xc1\x04\n" +
 	"\x12SetSettingsRequest\x12>\n" +
 	"\rrebuild_after\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\frebuildAfter\x120\n" +
 	"\x11rebuild_bandwidth\x18\x02 \x01(\x03H\x00R\x10rebuildBandwidth\x88\x01\x01\x12#\n" +
@@ -2623,11 +2715,18 @@ const file_keelson_v1_api_proto_rawDesc = "" +
 	"overcommit\x18\x03 \x01(\x01H\x01R\n" +
 	"overcommit\x88\x01\x01\x12@\n" +
 	"\x0escrub_interval\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rscrubInterval\x12,\n" +
-	"\x0fscrub_bandwidth\x18\x05 \x01(\x03H\x02R\x0escrubBandwidth\x88\x01\x01\x12<\n" +
-	"\fanswer_limit\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\vanswerLimitB\x14\n" +
+	"\x0fscrub_bandwidth\x18\x05 \x01(\x03H\x02R\x0escrubBandwidth\x88\x01\x01\x12(\n" +
+	"\rmax_snapshots\x18< \x01(\x05H\x03R\fmaxSnapshots\x88\x01\x01\x12<\n" +
+	"\fanswer_limit\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\vanswerLimit\x12!\n" +
+	"\trebalance\x18P \x01(\x05H\x04R\trebalance\x88\x01\x01\x12,\n" +
+	"\x0frebalance_moves\x18Q \x01(\x05H\x05R\x0erebalanceMoves\x88\x01\x01B\x14\n" +
 	"\x12_rebuild_bandwidthB\r\n" +
 	"\v_overcommitB\x12\n" +
-	"\x10_scrub_bandwidth\"W\n" +
+	"\x10_scrub_bandwidthB\x10\n" +
+	"\x0e_max_snapshotsB\f\n" +
+	"\n" +
+	"_rebalanceB\x12\n" +
+	"\x10_rebalance_moves\"W\n" +
 	"\x12CreateTokenRequest\x12\x14\n" +
 	"\x05roles\x18\x01 \x03(\tR\x05roles\x12+\n" +
 	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"R\n" +
@@ -2678,7 +2777,7 @@ const file_keelson_v1_api_proto_rawDesc = "" +
 	"\aproblem\x18\a \x01(\tR\aproblem\x1a;\n" +
 	"\rCountersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xca\x02\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x82\x03\n" +
 	"\n" +
 	"LiveVolume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -2693,7 +2792,8 @@ const file_keelson_v1_api_proto_rawDesc = "" +
 	"\vscrub_total\x18\t \x01(\x03R\n" +
 	"scrubTotal\x12@\n" +
 	"\x0escrub_findings\x18\n" +
-	" \x01(\v2\x19.keelson.v1.ScrubFindingsR\rscrubFindings\"\x80\x01\n" +
+	" \x01(\v2\x19.keelson.v1.ScrubFindingsR\rscrubFindings\x126\n" +
+	"\tsnapshots\x18< \x03(\v2\x18.keelson.v1.LiveSnapshotR\tsnapshots\"\x80\x01\n" +
 	"\n" +
 	"LiveMember\x12\x18\n" +
 	"\areplica\x18\x01 \x01(\tR\areplica\x12\x14\n" +
@@ -2722,7 +2822,7 @@ const file_keelson_v1_api_proto_rawDesc = "" +
 	"\x11ListPoolsResponse\x12&\n" +
 	"\x05pools\x18\x01 \x03(\v2\x10.keelson.v1.PoolR\x05pools\" \n" +
 	"\x0eGetPoolRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x8d\x03\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x89\x05\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x1a\n" +
@@ -2733,7 +2833,13 @@ const file_keelson_v1_api_proto_rawDesc = "" +
 	"\rnode_selector\x18\x06 \x03(\v21.keelson.v1.CreateVolumeRequest.NodeSelectorEntryR\fnodeSelector\x12\x14\n" +
 	"\x05media\x18\a \x01(\tR\x05media\x124\n" +
 	"\btopology\x18\b \x03(\v2\x18.keelson.v1.TopologyTermR\btopology\x12\x12\n" +
-	"\x04near\x18\t \x01(\tR\x04near\x1a?\n" +
+	"\x04near\x18\t \x01(\tR\x04near\x12*\n" +
+	"\x06limits\x18( \x01(\v2\x12.keelson.v1.LimitsR\x06limits\x123\n" +
+	"\tplacement\x18) \x01(\v2\x15.keelson.v1.PlacementR\tplacement\x128\n" +
+	"\n" +
+	"trim_every\x18* \x01(\v2\x19.google.protobuf.DurationR\ttrimEvery\x12*\n" +
+	"\x06import\x18+ \x01(\v2\x12.keelson.v1.ImportR\x06import\x123\n" +
+	"\tephemeral\x18< \x01(\v2\x15.keelson.v1.EphemeralR\tephemeral\x1a?\n" +
 	"\x11NodeSelectorEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x14\n" +
@@ -2741,21 +2847,23 @@ const file_keelson_v1_api_proto_rawDesc = "" +
 	"\x13ListVolumesResponse\x12,\n" +
 	"\avolumes\x18\x01 \x03(\v2\x12.keelson.v1.VolumeR\avolumes\"&\n" +
 	"\x10GetVolumeRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xa9\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xc7\x01\n" +
 	"\x13AttachVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x1a\n" +
 	"\bfrontend\x18\x03 \x01(\tR\bfrontend\x12\x1f\n" +
 	"\vaccept_loss\x18\x04 \x01(\bR\n" +
 	"acceptLoss\x12-\n" +
-	"\x04wait\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"V\n" +
+	"\x04wait\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x12\x1c\n" +
+	"\timporting\x18( \x01(\bR\timporting\"V\n" +
 	"\x14AttachVolumeResponse\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x12\n" +
-	"\x04node\x18\x03 \x01(\tR\x04node\"X\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\"l\n" +
 	"\x13DetachVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12-\n" +
-	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"\x16\n" +
+	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x12\x12\n" +
+	"\x04from\x18< \x01(\tR\x04from\"\x16\n" +
 	"\x14DetachVolumeResponse\")\n" +
 	"\x13DeleteVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x16\n" +
@@ -2789,7 +2897,7 @@ const file_keelson_v1_api_proto_rawDesc = "" +
 	"\vDeleteToken\x12\x1e.keelson.v1.DeleteTokenRequest\x1a\x1f.keelson.v1.DeleteTokenResponse\x12H\n" +
 	"\tAddMember\x12\x1c.keelson.v1.AddMemberRequest\x1a\x1d.keelson.v1.AddMemberResponse\x12T\n" +
 	"\rPromoteMember\x12 .keelson.v1.PromoteMemberRequest\x1a!.keelson.v1.PromoteMemberResponse\x12]\n" +
-	"\x10RenewCertificate\x12#.keelson.v1.RenewCertificateRequest\x1a$.keelson.v1.RenewCertificateResponse2\xb9\x03\n" +
+	"\x10RenewCertificate\x12#.keelson.v1.RenewCertificateRequest\x1a$.keelson.v1.RenewCertificateResponse2\x83\x04\n" +
 	"\vNodeService\x12H\n" +
 	"\tListNodes\x12\x1c.keelson.v1.ListNodesRequest\x1a\x1d.keelson.v1.ListNodesResponse\x127\n" +
 	"\aGetNode\x12\x1a.keelson.v1.GetNodeRequest\x1a\x10.keelson.v1.Node\x12=\n" +
@@ -2799,11 +2907,12 @@ const file_keelson_v1_api_proto_rawDesc = "" +
 	"RemoveNode\x12\x1d.keelson.v1.RemoveNodeRequest\x1a\x1e.keelson.v1.RemoveNodeResponse\x12K\n" +
 	"\n" +
 	"NodeStatus\x12\x1d.keelson.v1.NodeStatusRequest\x1a\x1e.keelson.v1.NodeStatusResponse\x12N\n" +
-	"\vServeVolume\x12\x1e.keelson.v1.ServeVolumeRequest\x1a\x1f.keelson.v1.ServeVolumeResponse2\xc9\x01\n" +
+	"\vServeVolume\x12\x1e.keelson.v1.ServeVolumeRequest\x1a\x1f.keelson.v1.ServeVolumeResponse\x12H\n" +
+	"\tClosePool\x12\x1c.keelson.v1.ClosePoolRequest\x1a\x1d.keelson.v1.ClosePoolResponse2\xc9\x01\n" +
 	"\vPoolService\x127\n" +
 	"\aAddPool\x12\x1a.keelson.v1.AddPoolRequest\x1a\x10.keelson.v1.Pool\x12H\n" +
 	"\tListPools\x12\x1c.keelson.v1.ListPoolsRequest\x1a\x1d.keelson.v1.ListPoolsResponse\x127\n" +
-	"\aGetPool\x12\x1a.keelson.v1.GetPoolRequest\x1a\x10.keelson.v1.Pool2\x9f\x04\n" +
+	"\aGetPool\x12\x1a.keelson.v1.GetPoolRequest\x1a\x10.keelson.v1.Pool2\xf0\x05\n" +
 	"\rVolumeService\x12C\n" +
 	"\fCreateVolume\x12\x1f.keelson.v1.CreateVolumeRequest\x1a\x12.keelson.v1.Volume\x12N\n" +
 	"\vListVolumes\x12\x1e.keelson.v1.ListVolumesRequest\x1a\x1f.keelson.v1.ListVolumesResponse\x12=\n" +
@@ -2811,7 +2920,11 @@ const file_keelson_v1_api_proto_rawDesc = "" +
 	"\fAttachVolume\x12\x1f.keelson.v1.AttachVolumeRequest\x1a .keelson.v1.AttachVolumeResponse\x12Q\n" +
 	"\fDetachVolume\x12\x1f.keelson.v1.DetachVolumeRequest\x1a .keelson.v1.DetachVolumeResponse\x12Q\n" +
 	"\fDeleteVolume\x12\x1f.keelson.v1.DeleteVolumeRequest\x1a .keelson.v1.DeleteVolumeResponse\x12A\n" +
-	"\vScrubVolume\x12\x1e.keelson.v1.ScrubVolumeRequest\x1a\x12.keelson.v1.Volume2H\n" +
+	"\vScrubVolume\x12\x1e.keelson.v1.ScrubVolumeRequest\x1a\x12.keelson.v1.Volume\x12=\n" +
+	"\tSetVolume\x12\x1c.keelson.v1.SetVolumeRequest\x1a\x12.keelson.v1.Volume\x12K\n" +
+	"\n" +
+	"RecordTrim\x12\x1d.keelson.v1.RecordTrimRequest\x1a\x1e.keelson.v1.RecordTrimResponse\x12C\n" +
+	"\fRecordImport\x12\x1f.keelson.v1.RecordImportRequest\x1a\x12.keelson.v1.Volume2H\n" +
 	"\vJoinService\x129\n" +
 	"\x04Join\x12\x17.keelson.v1.JoinRequest\x1a\x18.keelson.v1.JoinResponseB5Z3keelson.io/keelson/internal/api/keelsonv1;keelsonv1b\x06proto3"
 
@@ -2885,11 +2998,22 @@ var file_keelson_v1_api_proto_goTypes = []any{
 	(*durationpb.Duration)(nil),      // 53: google.protobuf.Duration
 	(*Token)(nil),                    // 54: keelson.v1.Token
 	(*ScrubFindings)(nil),            // 55: keelson.v1.ScrubFindings
-	(*TopologyTerm)(nil),             // 56: keelson.v1.TopologyTerm
-	(*ListEventsRequest)(nil),        // 57: keelson.v1.ListEventsRequest
-	(*ScrubVolumeRequest)(nil),       // 58: keelson.v1.ScrubVolumeRequest
-	(*Settings)(nil),                 // 59: keelson.v1.Settings
-	(*ListEventsResponse)(nil),       // 60: keelson.v1.ListEventsResponse
+	(*LiveSnapshot)(nil),             // 56: keelson.v1.LiveSnapshot
+	(*TopologyTerm)(nil),             // 57: keelson.v1.TopologyTerm
+	(*Limits)(nil),                   // 58: keelson.v1.Limits
+	(*Placement)(nil),                // 59: keelson.v1.Placement
+	(*Import)(nil),                   // 60: keelson.v1.Import
+	(*Ephemeral)(nil),                // 61: keelson.v1.Ephemeral
+	(*ListEventsRequest)(nil),        // 62: keelson.v1.ListEventsRequest
+	(*ClosePoolRequest)(nil),         // 63: keelson.v1.ClosePoolRequest
+	(*ScrubVolumeRequest)(nil),       // 64: keelson.v1.ScrubVolumeRequest
+	(*SetVolumeRequest)(nil),         // 65: keelson.v1.SetVolumeRequest
+	(*RecordTrimRequest)(nil),        // 66: keelson.v1.RecordTrimRequest
+	(*RecordImportRequest)(nil),      // 67: keelson.v1.RecordImportRequest
+	(*Settings)(nil),                 // 68: keelson.v1.Settings
+	(*ListEventsResponse)(nil),       // 69: keelson.v1.ListEventsResponse
+	(*ClosePoolResponse)(nil),        // 70: keelson.v1.ClosePoolResponse
+	(*RecordTrimResponse)(nil),       // 71: keelson.v1.RecordTrimResponse
 }
 var file_keelson_v1_api_proto_depIdxs = []int32{
 	49, // 0: keelson.v1.StatusResponse.nodes:type_name -> keelson.v1.Node
@@ -2910,72 +3034,86 @@ var file_keelson_v1_api_proto_depIdxs = []int32{
 	46, // 15: keelson.v1.NodeStatusResponse.counters:type_name -> keelson.v1.NodeStatusResponse.CountersEntry
 	28, // 16: keelson.v1.LiveVolume.members:type_name -> keelson.v1.LiveMember
 	55, // 17: keelson.v1.LiveVolume.scrub_findings:type_name -> keelson.v1.ScrubFindings
-	47, // 18: keelson.v1.AddPoolRequest.labels:type_name -> keelson.v1.AddPoolRequest.LabelsEntry
-	50, // 19: keelson.v1.ListPoolsResponse.pools:type_name -> keelson.v1.Pool
-	48, // 20: keelson.v1.CreateVolumeRequest.node_selector:type_name -> keelson.v1.CreateVolumeRequest.NodeSelectorEntry
-	56, // 21: keelson.v1.CreateVolumeRequest.topology:type_name -> keelson.v1.TopologyTerm
-	51, // 22: keelson.v1.ListVolumesResponse.volumes:type_name -> keelson.v1.Volume
-	53, // 23: keelson.v1.AttachVolumeRequest.wait:type_name -> google.protobuf.Duration
-	53, // 24: keelson.v1.DetachVolumeRequest.wait:type_name -> google.protobuf.Duration
-	0,  // 25: keelson.v1.ClusterService.Status:input_type -> keelson.v1.StatusRequest
-	3,  // 26: keelson.v1.ClusterService.GetSettings:input_type -> keelson.v1.GetSettingsRequest
-	4,  // 27: keelson.v1.ClusterService.SetSettings:input_type -> keelson.v1.SetSettingsRequest
-	57, // 28: keelson.v1.ClusterService.ListEvents:input_type -> keelson.v1.ListEventsRequest
-	5,  // 29: keelson.v1.ClusterService.CreateToken:input_type -> keelson.v1.CreateTokenRequest
-	7,  // 30: keelson.v1.ClusterService.ListTokens:input_type -> keelson.v1.ListTokensRequest
-	9,  // 31: keelson.v1.ClusterService.DeleteToken:input_type -> keelson.v1.DeleteTokenRequest
-	11, // 32: keelson.v1.ClusterService.AddMember:input_type -> keelson.v1.AddMemberRequest
-	13, // 33: keelson.v1.ClusterService.PromoteMember:input_type -> keelson.v1.PromoteMemberRequest
-	15, // 34: keelson.v1.ClusterService.RenewCertificate:input_type -> keelson.v1.RenewCertificateRequest
-	17, // 35: keelson.v1.NodeService.ListNodes:input_type -> keelson.v1.ListNodesRequest
-	19, // 36: keelson.v1.NodeService.GetNode:input_type -> keelson.v1.GetNodeRequest
-	20, // 37: keelson.v1.NodeService.CordonNode:input_type -> keelson.v1.CordonNodeRequest
-	21, // 38: keelson.v1.NodeService.RemoveNode:input_type -> keelson.v1.RemoveNodeRequest
-	25, // 39: keelson.v1.NodeService.NodeStatus:input_type -> keelson.v1.NodeStatusRequest
-	23, // 40: keelson.v1.NodeService.ServeVolume:input_type -> keelson.v1.ServeVolumeRequest
-	30, // 41: keelson.v1.PoolService.AddPool:input_type -> keelson.v1.AddPoolRequest
-	31, // 42: keelson.v1.PoolService.ListPools:input_type -> keelson.v1.ListPoolsRequest
-	33, // 43: keelson.v1.PoolService.GetPool:input_type -> keelson.v1.GetPoolRequest
-	34, // 44: keelson.v1.VolumeService.CreateVolume:input_type -> keelson.v1.CreateVolumeRequest
-	35, // 45: keelson.v1.VolumeService.ListVolumes:input_type -> keelson.v1.ListVolumesRequest
-	37, // 46: keelson.v1.VolumeService.GetVolume:input_type -> keelson.v1.GetVolumeRequest
-	38, // 47: keelson.v1.VolumeService.AttachVolume:input_type -> keelson.v1.AttachVolumeRequest
-	40, // 48: keelson.v1.VolumeService.DetachVolume:input_type -> keelson.v1.DetachVolumeRequest
-	42, // 49: keelson.v1.VolumeService.DeleteVolume:input_type -> keelson.v1.DeleteVolumeRequest
-	58, // 50: keelson.v1.VolumeService.ScrubVolume:input_type -> keelson.v1.ScrubVolumeRequest
-	44, // 51: keelson.v1.JoinService.Join:input_type -> keelson.v1.JoinRequest
-	1,  // 52: keelson.v1.ClusterService.Status:output_type -> keelson.v1.StatusResponse
-	59, // 53: keelson.v1.ClusterService.GetSettings:output_type -> keelson.v1.Settings
-	59, // 54: keelson.v1.ClusterService.SetSettings:output_type -> keelson.v1.Settings
-	60, // 55: keelson.v1.ClusterService.ListEvents:output_type -> keelson.v1.ListEventsResponse
-	6,  // 56: keelson.v1.ClusterService.CreateToken:output_type -> keelson.v1.CreateTokenResponse
-	8,  // 57: keelson.v1.ClusterService.ListTokens:output_type -> keelson.v1.ListTokensResponse
-	10, // 58: keelson.v1.ClusterService.DeleteToken:output_type -> keelson.v1.DeleteTokenResponse
-	12, // 59: keelson.v1.ClusterService.AddMember:output_type -> keelson.v1.AddMemberResponse
-	14, // 60: keelson.v1.ClusterService.PromoteMember:output_type -> keelson.v1.PromoteMemberResponse
-	16, // 61: keelson.v1.ClusterService.RenewCertificate:output_type -> keelson.v1.RenewCertificateResponse
-	18, // 62: keelson.v1.NodeService.ListNodes:output_type -> keelson.v1.ListNodesResponse
-	49, // 63: keelson.v1.NodeService.GetNode:output_type -> keelson.v1.Node
-	49, // 64: keelson.v1.NodeService.CordonNode:output_type -> keelson.v1.Node
-	22, // 65: keelson.v1.NodeService.RemoveNode:output_type -> keelson.v1.RemoveNodeResponse
-	26, // 66: keelson.v1.NodeService.NodeStatus:output_type -> keelson.v1.NodeStatusResponse
-	24, // 67: keelson.v1.NodeService.ServeVolume:output_type -> keelson.v1.ServeVolumeResponse
-	50, // 68: keelson.v1.PoolService.AddPool:output_type -> keelson.v1.Pool
-	32, // 69: keelson.v1.PoolService.ListPools:output_type -> keelson.v1.ListPoolsResponse
-	50, // 70: keelson.v1.PoolService.GetPool:output_type -> keelson.v1.Pool
-	51, // 71: keelson.v1.VolumeService.CreateVolume:output_type -> keelson.v1.Volume
-	36, // 72: keelson.v1.VolumeService.ListVolumes:output_type -> keelson.v1.ListVolumesResponse
-	51, // 73: keelson.v1.VolumeService.GetVolume:output_type -> keelson.v1.Volume
-	39, // 74: keelson.v1.VolumeService.AttachVolume:output_type -> keelson.v1.AttachVolumeResponse
-	41, // 75: keelson.v1.VolumeService.DetachVolume:output_type -> keelson.v1.DetachVolumeResponse
-	43, // 76: keelson.v1.VolumeService.DeleteVolume:output_type -> keelson.v1.DeleteVolumeResponse
-	51, // 77: keelson.v1.VolumeService.ScrubVolume:output_type -> keelson.v1.Volume
-	45, // 78: keelson.v1.JoinService.Join:output_type -> keelson.v1.JoinResponse
-	52, // [52:79] is the sub-list for method output_type
-	25, // [25:52] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	56, // 18: keelson.v1.LiveVolume.snapshots:type_name -> keelson.v1.LiveSnapshot
+	47, // 19: keelson.v1.AddPoolRequest.labels:type_name -> keelson.v1.AddPoolRequest.LabelsEntry
+	50, // 20: keelson.v1.ListPoolsResponse.pools:type_name -> keelson.v1.Pool
+	48, // 21: keelson.v1.CreateVolumeRequest.node_selector:type_name -> keelson.v1.CreateVolumeRequest.NodeSelectorEntry
+	57, // 22: keelson.v1.CreateVolumeRequest.topology:type_name -> keelson.v1.TopologyTerm
+	58, // 23: keelson.v1.CreateVolumeRequest.limits:type_name -> keelson.v1.Limits
+	59, // 24: keelson.v1.CreateVolumeRequest.placement:type_name -> keelson.v1.Placement
+	53, // 25: keelson.v1.CreateVolumeRequest.trim_every:type_name -> google.protobuf.Duration
+	60, // 26: keelson.v1.CreateVolumeRequest.import:type_name -> keelson.v1.Import
+	61, // 27: keelson.v1.CreateVolumeRequest.ephemeral:type_name -> keelson.v1.Ephemeral
+	51, // 28: keelson.v1.ListVolumesResponse.volumes:type_name -> keelson.v1.Volume
+	53, // 29: keelson.v1.AttachVolumeRequest.wait:type_name -> google.protobuf.Duration
+	53, // 30: keelson.v1.DetachVolumeRequest.wait:type_name -> google.protobuf.Duration
+	0,  // 31: keelson.v1.ClusterService.Status:input_type -> keelson.v1.StatusRequest
+	3,  // 32: keelson.v1.ClusterService.GetSettings:input_type -> keelson.v1.GetSettingsRequest
+	4,  // 33: keelson.v1.ClusterService.SetSettings:input_type -> keelson.v1.SetSettingsRequest
+	62, // 34: keelson.v1.ClusterService.ListEvents:input_type -> keelson.v1.ListEventsRequest
+	5,  // 35: keelson.v1.ClusterService.CreateToken:input_type -> keelson.v1.CreateTokenRequest
+	7,  // 36: keelson.v1.ClusterService.ListTokens:input_type -> keelson.v1.ListTokensRequest
+	9,  // 37: keelson.v1.ClusterService.DeleteToken:input_type -> keelson.v1.DeleteTokenRequest
+	11, // 38: keelson.v1.ClusterService.AddMember:input_type -> keelson.v1.AddMemberRequest
+	13, // 39: keelson.v1.ClusterService.PromoteMember:input_type -> keelson.v1.PromoteMemberRequest
+	15, // 40: keelson.v1.ClusterService.RenewCertificate:input_type -> keelson.v1.RenewCertificateRequest
+	17, // 41: keelson.v1.NodeService.ListNodes:input_type -> keelson.v1.ListNodesRequest
+	19, // 42: keelson.v1.NodeService.GetNode:input_type -> keelson.v1.GetNodeRequest
+	20, // 43: keelson.v1.NodeService.CordonNode:input_type -> keelson.v1.CordonNodeRequest
+	21, // 44: keelson.v1.NodeService.RemoveNode:input_type -> keelson.v1.RemoveNodeRequest
+	25, // 45: keelson.v1.NodeService.NodeStatus:input_type -> keelson.v1.NodeStatusRequest
+	23, // 46: keelson.v1.NodeService.ServeVolume:input_type -> keelson.v1.ServeVolumeRequest
+	63, // 47: keelson.v1.NodeService.ClosePool:input_type -> keelson.v1.ClosePoolRequest
+	30, // 48: keelson.v1.PoolService.AddPool:input_type -> keelson.v1.AddPoolRequest
+	31, // 49: keelson.v1.PoolService.ListPools:input_type -> keelson.v1.ListPoolsRequest
+	33, // 50: keelson.v1.PoolService.GetPool:input_type -> keelson.v1.GetPoolRequest
+	34, // 51: keelson.v1.VolumeService.CreateVolume:input_type -> keelson.v1.CreateVolumeRequest
+	35, // 52: keelson.v1.VolumeService.ListVolumes:input_type -> keelson.v1.ListVolumesRequest
+	37, // 53: keelson.v1.VolumeService.GetVolume:input_type -> keelson.v1.GetVolumeRequest
+	38, // 54: keelson.v1.VolumeService.AttachVolume:input_type -> keelson.v1.AttachVolumeRequest
+	40, // 55: keelson.v1.VolumeService.DetachVolume:input_type -> keelson.v1.DetachVolumeRequest
+	42, // 56: keelson.v1.VolumeService.DeleteVolume:input_type -> keelson.v1.DeleteVolumeRequest
+	64, // 57: keelson.v1.VolumeService.ScrubVolume:input_type -> keelson.v1.ScrubVolumeRequest
+	65, // 58: keelson.v1.VolumeService.SetVolume:input_type -> keelson.v1.SetVolumeRequest
+	66, // 59: keelson.v1.VolumeService.RecordTrim:input_type -> keelson.v1.RecordTrimRequest
+	67, // 60: keelson.v1.VolumeService.RecordImport:input_type -> keelson.v1.RecordImportRequest
+	44, // 61: keelson.v1.JoinService.Join:input_type -> keelson.v1.JoinRequest
+	1,  // 62: keelson.v1.ClusterService.Status:output_type -> keelson.v1.StatusResponse
+	68, // 63: keelson.v1.ClusterService.GetSettings:output_type -> keelson.v1.Settings
+	68, // 64: keelson.v1.ClusterService.SetSettings:output_type -> keelson.v1.Settings
+	69, // 65: keelson.v1.ClusterService.ListEvents:output_type -> keelson.v1.ListEventsResponse
+	6,  // 66: keelson.v1.ClusterService.CreateToken:output_type -> keelson.v1.CreateTokenResponse
+	8,  // 67: keelson.v1.ClusterService.ListTokens:output_type -> keelson.v1.ListTokensResponse
+	10, // 68: keelson.v1.ClusterService.DeleteToken:output_type -> keelson.v1.DeleteTokenResponse
+	12, // 69: keelson.v1.ClusterService.AddMember:output_type -> keelson.v1.AddMemberResponse
+	14, // 70: keelson.v1.ClusterService.PromoteMember:output_type -> keelson.v1.PromoteMemberResponse
+	16, // 71: keelson.v1.ClusterService.RenewCertificate:output_type -> keelson.v1.RenewCertificateResponse
+	18, // 72: keelson.v1.NodeService.ListNodes:output_type -> keelson.v1.ListNodesResponse
+	49, // 73: keelson.v1.NodeService.GetNode:output_type -> keelson.v1.Node
+	49, // 74: keelson.v1.NodeService.CordonNode:output_type -> keelson.v1.Node
+	22, // 75: keelson.v1.NodeService.RemoveNode:output_type -> keelson.v1.RemoveNodeResponse
+	26, // 76: keelson.v1.NodeService.NodeStatus:output_type -> keelson.v1.NodeStatusResponse
+	24, // 77: keelson.v1.NodeService.ServeVolume:output_type -> keelson.v1.ServeVolumeResponse
+	70, // 78: keelson.v1.NodeService.ClosePool:output_type -> keelson.v1.ClosePoolResponse
+	50, // 79: keelson.v1.PoolService.AddPool:output_type -> keelson.v1.Pool
+	32, // 80: keelson.v1.PoolService.ListPools:output_type -> keelson.v1.ListPoolsResponse
+	50, // 81: keelson.v1.PoolService.GetPool:output_type -> keelson.v1.Pool
+	51, // 82: keelson.v1.VolumeService.CreateVolume:output_type -> keelson.v1.Volume
+	36, // 83: keelson.v1.VolumeService.ListVolumes:output_type -> keelson.v1.ListVolumesResponse
+	51, // 84: keelson.v1.VolumeService.GetVolume:output_type -> keelson.v1.Volume
+	39, // 85: keelson.v1.VolumeService.AttachVolume:output_type -> keelson.v1.AttachVolumeResponse
+	41, // 86: keelson.v1.VolumeService.DetachVolume:output_type -> keelson.v1.DetachVolumeResponse
+	43, // 87: keelson.v1.VolumeService.DeleteVolume:output_type -> keelson.v1.DeleteVolumeResponse
+	51, // 88: keelson.v1.VolumeService.ScrubVolume:output_type -> keelson.v1.Volume
+	51, // 89: keelson.v1.VolumeService.SetVolume:output_type -> keelson.v1.Volume
+	71, // 90: keelson.v1.VolumeService.RecordTrim:output_type -> keelson.v1.RecordTrimResponse
+	51, // 91: keelson.v1.VolumeService.RecordImport:output_type -> keelson.v1.Volume
+	45, // 92: keelson.v1.JoinService.Join:output_type -> keelson.v1.JoinResponse
+	62, // [62:93] is the sub-list for method output_type
+	31, // [31:62] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_keelson_v1_api_proto_init() }
@@ -2983,8 +3121,12 @@ func file_keelson_v1_api_proto_init() {
 	if File_keelson_v1_api_proto != nil {
 		return
 	}
+	file_keelson_v1_ephemeral_proto_init()
 	file_keelson_v1_nouns_proto_init()
+	file_keelson_v1_policy_proto_init()
 	file_keelson_v1_scrub_proto_init()
+	file_keelson_v1_snapshots_proto_init()
+	file_keelson_v1_upkeep_proto_init()
 	file_keelson_v1_api_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

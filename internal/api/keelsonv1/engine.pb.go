@@ -274,7 +274,7 @@ var File_keelson_v1_engine_proto protoreflect.FileDescriptor
 const file_keelson_v1_engine_proto_rawDesc = "" +
 	"\n" +
 	"\x17keelson/v1/engine.proto\x12\n" +
-	"keelson.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x14keelson/v1/api.proto\x1a\x16keelson/v1/nouns.proto\"\x9e\x01\n" +
+	"keelson.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x14keelson/v1/api.proto\x1a\x16keelson/v1/nouns.proto\x1a\x17keelson/v1/upkeep.proto\"\x9e\x01\n" +
 	"\x13EngineAttachRequest\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1a\n" +
 	"\bfrontend\x18\x02 \x01(\tR\bfrontend\x12\x1f\n" +
@@ -288,11 +288,14 @@ const file_keelson_v1_engine_proto_rawDesc = "" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12-\n" +
 	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"\x16\n" +
 	"\x14EngineDetachResponse\"\x15\n" +
-	"\x13EngineStatusRequest2\xad\x02\n" +
+	"\x13EngineStatusRequest2\xb6\x03\n" +
 	"\rEngineService\x12K\n" +
 	"\x06Attach\x12\x1f.keelson.v1.EngineAttachRequest\x1a .keelson.v1.EngineAttachResponse\x12K\n" +
 	"\x06Detach\x12\x1f.keelson.v1.EngineDetachRequest\x1a .keelson.v1.EngineDetachResponse\x127\n" +
-	"\aAddPool\x12\x1a.keelson.v1.AddPoolRequest\x1a\x10.keelson.v1.Pool\x12I\n" +
+	"\aAddPool\x12\x1a.keelson.v1.AddPoolRequest\x1a\x10.keelson.v1.Pool\x12=\n" +
+	"\n" +
+	"ExpandPool\x12\x1d.keelson.v1.ExpandPoolRequest\x1a\x10.keelson.v1.Pool\x12H\n" +
+	"\tClosePool\x12\x1c.keelson.v1.ClosePoolRequest\x1a\x1d.keelson.v1.ClosePoolResponse\x12I\n" +
 	"\x06Status\x12\x1f.keelson.v1.EngineStatusRequest\x1a\x1e.keelson.v1.NodeStatusResponseB5Z3keelson.io/keelson/internal/api/keelsonv1;keelsonv1b\x06proto3"
 
 var (
@@ -316,25 +319,32 @@ var file_keelson_v1_engine_proto_goTypes = []any{
 	(*EngineStatusRequest)(nil),  // 4: keelson.v1.EngineStatusRequest
 	(*durationpb.Duration)(nil),  // 5: google.protobuf.Duration
 	(*AddPoolRequest)(nil),       // 6: keelson.v1.AddPoolRequest
-	(*Pool)(nil),                 // 7: keelson.v1.Pool
-	(*NodeStatusResponse)(nil),   // 8: keelson.v1.NodeStatusResponse
+	(*ExpandPoolRequest)(nil),    // 7: keelson.v1.ExpandPoolRequest
+	(*ClosePoolRequest)(nil),     // 8: keelson.v1.ClosePoolRequest
+	(*Pool)(nil),                 // 9: keelson.v1.Pool
+	(*ClosePoolResponse)(nil),    // 10: keelson.v1.ClosePoolResponse
+	(*NodeStatusResponse)(nil),   // 11: keelson.v1.NodeStatusResponse
 }
 var file_keelson_v1_engine_proto_depIdxs = []int32{
-	5, // 0: keelson.v1.EngineAttachRequest.wait:type_name -> google.protobuf.Duration
-	5, // 1: keelson.v1.EngineDetachRequest.wait:type_name -> google.protobuf.Duration
-	0, // 2: keelson.v1.EngineService.Attach:input_type -> keelson.v1.EngineAttachRequest
-	2, // 3: keelson.v1.EngineService.Detach:input_type -> keelson.v1.EngineDetachRequest
-	6, // 4: keelson.v1.EngineService.AddPool:input_type -> keelson.v1.AddPoolRequest
-	4, // 5: keelson.v1.EngineService.Status:input_type -> keelson.v1.EngineStatusRequest
-	1, // 6: keelson.v1.EngineService.Attach:output_type -> keelson.v1.EngineAttachResponse
-	3, // 7: keelson.v1.EngineService.Detach:output_type -> keelson.v1.EngineDetachResponse
-	7, // 8: keelson.v1.EngineService.AddPool:output_type -> keelson.v1.Pool
-	8, // 9: keelson.v1.EngineService.Status:output_type -> keelson.v1.NodeStatusResponse
-	6, // [6:10] is the sub-list for method output_type
-	2, // [2:6] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	5,  // 0: keelson.v1.EngineAttachRequest.wait:type_name -> google.protobuf.Duration
+	5,  // 1: keelson.v1.EngineDetachRequest.wait:type_name -> google.protobuf.Duration
+	0,  // 2: keelson.v1.EngineService.Attach:input_type -> keelson.v1.EngineAttachRequest
+	2,  // 3: keelson.v1.EngineService.Detach:input_type -> keelson.v1.EngineDetachRequest
+	6,  // 4: keelson.v1.EngineService.AddPool:input_type -> keelson.v1.AddPoolRequest
+	7,  // 5: keelson.v1.EngineService.ExpandPool:input_type -> keelson.v1.ExpandPoolRequest
+	8,  // 6: keelson.v1.EngineService.ClosePool:input_type -> keelson.v1.ClosePoolRequest
+	4,  // 7: keelson.v1.EngineService.Status:input_type -> keelson.v1.EngineStatusRequest
+	1,  // 8: keelson.v1.EngineService.Attach:output_type -> keelson.v1.EngineAttachResponse
+	3,  // 9: keelson.v1.EngineService.Detach:output_type -> keelson.v1.EngineDetachResponse
+	9,  // 10: keelson.v1.EngineService.AddPool:output_type -> keelson.v1.Pool
+	9,  // 11: keelson.v1.EngineService.ExpandPool:output_type -> keelson.v1.Pool
+	10, // 12: keelson.v1.EngineService.ClosePool:output_type -> keelson.v1.ClosePoolResponse
+	11, // 13: keelson.v1.EngineService.Status:output_type -> keelson.v1.NodeStatusResponse
+	8,  // [8:14] is the sub-list for method output_type
+	2,  // [2:8] is the sub-list for method input_type
+	2,  // [2:2] is the sub-list for extension type_name
+	2,  // [2:2] is the sub-list for extension extendee
+	0,  // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_keelson_v1_engine_proto_init() }
@@ -344,6 +354,7 @@ func file_keelson_v1_engine_proto_init() {
 	}
 	file_keelson_v1_api_proto_init()
 	file_keelson_v1_nouns_proto_init()
+	file_keelson_v1_upkeep_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

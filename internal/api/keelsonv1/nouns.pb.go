@@ -44,7 +44,9 @@ type Node struct {
 	// Leader is whether the node runs the reconcilers.
 	Leader bool `protobuf:"varint,13,opt,name=leader,proto3" json:"leader,omitempty"`
 	// Problem says what is wrong with the node, in words; "" if nothing is.
-	Problem       string `protobuf:"bytes,14,opt,name=problem,proto3" json:"problem,omitempty"`
+	Problem string `protobuf:"bytes,14,opt,name=problem,proto3" json:"problem,omitempty"`
+	// drain or decommission; "" if there is none.
+	Upkeep        string `protobuf:"bytes,80,opt,name=upkeep,proto3" json:"upkeep,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -177,6 +179,13 @@ func (x *Node) GetProblem() string {
 	return ""
 }
 
+func (x *Node) GetUpkeep() string {
+	if x != nil {
+		return x.Upkeep
+	}
+	return ""
+}
+
 // Pool is a file system of a node that holds replicas.
 type Pool struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -193,9 +202,11 @@ type Pool struct {
 	Used int64 `protobuf:"varint,10,opt,name=used,proto3" json:"used,omitempty"`
 	Live bool  `protobuf:"varint,11,opt,name=live,proto3" json:"live,omitempty"`
 	// Provisioned is the sum of what the volumes may come to occupy.
-	Provisioned   int64  `protobuf:"varint,12,opt,name=provisioned,proto3" json:"provisioned,omitempty"`
-	Replicas      int32  `protobuf:"varint,13,opt,name=replicas,proto3" json:"replicas,omitempty"`
-	Problem       string `protobuf:"bytes,14,opt,name=problem,proto3" json:"problem,omitempty"`
+	Provisioned int64  `protobuf:"varint,12,opt,name=provisioned,proto3" json:"provisioned,omitempty"`
+	Replicas    int32  `protobuf:"varint,13,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	Problem     string `protobuf:"bytes,14,opt,name=problem,proto3" json:"problem,omitempty"`
+	// Its replicas are to move elsewhere.
+	Draining      bool `protobuf:"varint,80,opt,name=draining,proto3" json:"draining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -328,6 +339,13 @@ func (x *Pool) GetProblem() string {
 	return ""
 }
 
+func (x *Pool) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
 // Volume is a virtual disk.
 type Volume struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
@@ -346,13 +364,26 @@ type Volume struct {
 	Frontend     string                 `protobuf:"bytes,13,opt,name=frontend,proto3" json:"frontend,omitempty"`
 	Device       string                 `protobuf:"bytes,14,opt,name=device,proto3" json:"device,omitempty"`
 	// Health is Healthy, Degraded, Unavailable or Deleting; Condition says why, in words.
-	Health        string          `protobuf:"bytes,15,opt,name=health,proto3" json:"health,omitempty"`
-	Condition     string          `protobuf:"bytes,16,opt,name=condition,proto3" json:"condition,omitempty"`
-	Columns       []*Column       `protobuf:"bytes,17,rep,name=columns,proto3" json:"columns,omitempty"`
-	Scrub         *Scrub          `protobuf:"bytes,18,opt,name=scrub,proto3" json:"scrub,omitempty"`
-	Topology      []*TopologyTerm `protobuf:"bytes,19,rep,name=topology,proto3" json:"topology,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Health    string          `protobuf:"bytes,15,opt,name=health,proto3" json:"health,omitempty"`
+	Condition string          `protobuf:"bytes,16,opt,name=condition,proto3" json:"condition,omitempty"`
+	Columns   []*Column       `protobuf:"bytes,17,rep,name=columns,proto3" json:"columns,omitempty"`
+	Scrub     *Scrub          `protobuf:"bytes,18,opt,name=scrub,proto3" json:"scrub,omitempty"`
+	Topology  []*TopologyTerm `protobuf:"bytes,19,rep,name=topology,proto3" json:"topology,omitempty"`
+	Limits    *Limits         `protobuf:"bytes,40,opt,name=limits,proto3" json:"limits,omitempty"`
+	Placement *Placement      `protobuf:"bytes,41,opt,name=placement,proto3" json:"placement,omitempty"`
+	Trim      *Trim           `protobuf:"bytes,42,opt,name=trim,proto3" json:"trim,omitempty"`
+	// Not set if none is under way.
+	Import *Import `protobuf:"bytes,43,opt,name=import,proto3" json:"import,omitempty"`
+	// Set for a volume that lives as long as a pod.
+	Ephemeral *Ephemeral `protobuf:"bytes,60,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	// The size that the volume is on its way to; 0 if it isn't growing.
+	GrowingTo int64 `protobuf:"varint,80,opt,name=growing_to,json=growingTo,proto3" json:"growing_to,omitempty"`
+	// Set for a volume that is being made from another one, or restored: what it waits for.
+	Preparing        string `protobuf:"bytes,61,opt,name=preparing,proto3" json:"preparing,omitempty"`
+	SnapshotCount    int32  `protobuf:"varint,62,opt,name=snapshot_count,json=snapshotCount,proto3" json:"snapshot_count,omitempty"`
+	SnapshotSchedule string `protobuf:"bytes,63,opt,name=snapshot_schedule,json=snapshotSchedule,proto3" json:"snapshot_schedule,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
@@ -516,6 +547,69 @@ func (x *Volume) GetTopology() []*TopologyTerm {
 		return x.Topology
 	}
 	return nil
+}
+
+func (x *Volume) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *Volume) GetPlacement() *Placement {
+	if x != nil {
+		return x.Placement
+	}
+	return nil
+}
+
+func (x *Volume) GetTrim() *Trim {
+	if x != nil {
+		return x.Trim
+	}
+	return nil
+}
+
+func (x *Volume) GetImport() *Import {
+	if x != nil {
+		return x.Import
+	}
+	return nil
+}
+
+func (x *Volume) GetEphemeral() *Ephemeral {
+	if x != nil {
+		return x.Ephemeral
+	}
+	return nil
+}
+
+func (x *Volume) GetGrowingTo() int64 {
+	if x != nil {
+		return x.GrowingTo
+	}
+	return 0
+}
+
+func (x *Volume) GetPreparing() string {
+	if x != nil {
+		return x.Preparing
+	}
+	return ""
+}
+
+func (x *Volume) GetSnapshotCount() int32 {
+	if x != nil {
+		return x.SnapshotCount
+	}
+	return 0
+}
+
+func (x *Volume) GetSnapshotSchedule() string {
+	if x != nil {
+		return x.SnapshotSchedule
+	}
+	return ""
 }
 
 // TopologyTerm is met by a node that has all of these: labels, or topology.keelson.io/node and topology.keelson.io/zone.
@@ -812,10 +906,15 @@ type Settings struct {
 	// 0: volumes aren't scrubbed by themselves.
 	ScrubInterval  *durationpb.Duration `protobuf:"bytes,4,opt,name=scrub_interval,json=scrubInterval,proto3" json:"scrub_interval,omitempty"`
 	ScrubBandwidth int64                `protobuf:"varint,5,opt,name=scrub_bandwidth,json=scrubBandwidth,proto3" json:"scrub_bandwidth,omitempty"`
+	MaxSnapshots   int32                `protobuf:"varint,60,opt,name=max_snapshots,json=maxSnapshots,proto3" json:"max_snapshots,omitempty"`
 	// How long a replica may leave a request unanswered before it is taken out of the in-sync set.
-	AnswerLimit   *durationpb.Duration `protobuf:"bytes,6,opt,name=answer_limit,json=answerLimit,proto3" json:"answer_limit,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	AnswerLimit *durationpb.Duration `protobuf:"bytes,6,opt,name=answer_limit,json=answerLimit,proto3" json:"answer_limit,omitempty"`
+	// By how many percent of their capacity pools may differ in what they promise before copies are moved; 0: none are.
+	Rebalance int32 `protobuf:"varint,80,opt,name=rebalance,proto3" json:"rebalance,omitempty"`
+	// How many copies rebalancing moves at once.
+	RebalanceMoves int32 `protobuf:"varint,81,opt,name=rebalance_moves,json=rebalanceMoves,proto3" json:"rebalance_moves,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
@@ -883,6 +982,13 @@ func (x *Settings) GetScrubBandwidth() int64 {
 	return 0
 }
 
+func (x *Settings) GetMaxSnapshots() int32 {
+	if x != nil {
+		return x.MaxSnapshots
+	}
+	return 0
+}
+
 func (x *Settings) GetAnswerLimit() *durationpb.Duration {
 	if x != nil {
 		return x.AnswerLimit
@@ -890,12 +996,26 @@ func (x *Settings) GetAnswerLimit() *durationpb.Duration {
 	return nil
 }
 
+func (x *Settings) GetRebalance() int32 {
+	if x != nil {
+		return x.Rebalance
+	}
+	return 0
+}
+
+func (x *Settings) GetRebalanceMoves() int32 {
+	if x != nil {
+		return x.RebalanceMoves
+	}
+	return 0
+}
+
 var File_keelson_v1_nouns_proto protoreflect.FileDescriptor
 
 const file_keelson_v1_nouns_proto_rawDesc = "" +
 	"\n" +
 	"\x16keelson/v1/nouns.proto\x12\n" +
-	"keelson.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16keelson/v1/scrub.proto\"\xcb\x03\n" +
+	"keelson.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1akeelson/v1/ephemeral.proto\x1a\x17keelson/v1/policy.proto\x1a\x16keelson/v1/scrub.proto\"\xe3\x03\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
@@ -912,10 +1032,11 @@ const file_keelson_v1_nouns_proto_rawDesc = "" +
 	"\aversion\x18\v \x01(\tR\aversion\x12\x14\n" +
 	"\x05alive\x18\f \x01(\bR\x05alive\x12\x16\n" +
 	"\x06leader\x18\r \x01(\bR\x06leader\x12\x18\n" +
-	"\aproblem\x18\x0e \x01(\tR\aproblem\x1a9\n" +
+	"\aproblem\x18\x0e \x01(\tR\aproblem\x12\x16\n" +
+	"\x06upkeep\x18P \x01(\tR\x06upkeep\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc9\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe5\x03\n" +
 	"\x04Pool\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
@@ -931,10 +1052,11 @@ const file_keelson_v1_nouns_proto_rawDesc = "" +
 	"\x04live\x18\v \x01(\bR\x04live\x12 \n" +
 	"\vprovisioned\x18\f \x01(\x03R\vprovisioned\x12\x1a\n" +
 	"\breplicas\x18\r \x01(\x05R\breplicas\x12\x18\n" +
-	"\aproblem\x18\x0e \x01(\tR\aproblem\x1a9\n" +
+	"\aproblem\x18\x0e \x01(\tR\aproblem\x12\x1a\n" +
+	"\bdraining\x18P \x01(\bR\bdraining\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb3\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xac\b\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -956,7 +1078,17 @@ const file_keelson_v1_nouns_proto_rawDesc = "" +
 	"\tcondition\x18\x10 \x01(\tR\tcondition\x12,\n" +
 	"\acolumns\x18\x11 \x03(\v2\x12.keelson.v1.ColumnR\acolumns\x12'\n" +
 	"\x05scrub\x18\x12 \x01(\v2\x11.keelson.v1.ScrubR\x05scrub\x124\n" +
-	"\btopology\x18\x13 \x03(\v2\x18.keelson.v1.TopologyTermR\btopology\x1a?\n" +
+	"\btopology\x18\x13 \x03(\v2\x18.keelson.v1.TopologyTermR\btopology\x12*\n" +
+	"\x06limits\x18( \x01(\v2\x12.keelson.v1.LimitsR\x06limits\x123\n" +
+	"\tplacement\x18) \x01(\v2\x15.keelson.v1.PlacementR\tplacement\x12$\n" +
+	"\x04trim\x18* \x01(\v2\x10.keelson.v1.TrimR\x04trim\x12*\n" +
+	"\x06import\x18+ \x01(\v2\x12.keelson.v1.ImportR\x06import\x123\n" +
+	"\tephemeral\x18< \x01(\v2\x15.keelson.v1.EphemeralR\tephemeral\x12\x1d\n" +
+	"\n" +
+	"growing_to\x18P \x01(\x03R\tgrowingTo\x12\x1c\n" +
+	"\tpreparing\x18= \x01(\tR\tpreparing\x12%\n" +
+	"\x0esnapshot_count\x18> \x01(\x05R\rsnapshotCount\x12+\n" +
+	"\x11snapshot_schedule\x18? \x01(\tR\x10snapshotSchedule\x1a?\n" +
 	"\x11NodeSelectorEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8f\x01\n" +
@@ -985,7 +1117,7 @@ const file_keelson_v1_nouns_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05roles\x18\x02 \x03(\tR\x05roles\x124\n" +
 	"\acreated\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
-	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xc0\x02\n" +
+	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xac\x03\n" +
 	"\bSettings\x12>\n" +
 	"\rrebuild_after\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\frebuildAfter\x12+\n" +
 	"\x11rebuild_bandwidth\x18\x02 \x01(\x03R\x10rebuildBandwidth\x12\x1e\n" +
@@ -993,8 +1125,11 @@ const file_keelson_v1_nouns_proto_rawDesc = "" +
 	"overcommit\x18\x03 \x01(\x01R\n" +
 	"overcommit\x12@\n" +
 	"\x0escrub_interval\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rscrubInterval\x12'\n" +
-	"\x0fscrub_bandwidth\x18\x05 \x01(\x03R\x0escrubBandwidth\x12<\n" +
-	"\fanswer_limit\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\vanswerLimitB5Z3keelson.io/keelson/internal/api/keelsonv1;keelsonv1b\x06proto3"
+	"\x0fscrub_bandwidth\x18\x05 \x01(\x03R\x0escrubBandwidth\x12#\n" +
+	"\rmax_snapshots\x18< \x01(\x05R\fmaxSnapshots\x12<\n" +
+	"\fanswer_limit\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\vanswerLimit\x12\x1c\n" +
+	"\trebalance\x18P \x01(\x05R\trebalance\x12'\n" +
+	"\x0frebalance_moves\x18Q \x01(\x05R\x0erebalanceMovesB5Z3keelson.io/keelson/internal/api/keelsonv1;keelsonv1b\x06proto3"
 
 var (
 	file_keelson_v1_nouns_proto_rawDescOnce sync.Once
@@ -1024,7 +1159,12 @@ var file_keelson_v1_nouns_proto_goTypes = []any{
 	nil,                           // 11: keelson.v1.TopologyTerm.SegmentsEntry
 	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
 	(*Scrub)(nil),                 // 13: keelson.v1.Scrub
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*Limits)(nil),                // 14: keelson.v1.Limits
+	(*Placement)(nil),             // 15: keelson.v1.Placement
+	(*Trim)(nil),                  // 16: keelson.v1.Trim
+	(*Import)(nil),                // 17: keelson.v1.Import
+	(*Ephemeral)(nil),             // 18: keelson.v1.Ephemeral
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
 }
 var file_keelson_v1_nouns_proto_depIdxs = []int32{
 	8,  // 0: keelson.v1.Node.labels:type_name -> keelson.v1.Node.LabelsEntry
@@ -1036,19 +1176,24 @@ var file_keelson_v1_nouns_proto_depIdxs = []int32{
 	4,  // 6: keelson.v1.Volume.columns:type_name -> keelson.v1.Column
 	13, // 7: keelson.v1.Volume.scrub:type_name -> keelson.v1.Scrub
 	3,  // 8: keelson.v1.Volume.topology:type_name -> keelson.v1.TopologyTerm
-	11, // 9: keelson.v1.TopologyTerm.segments:type_name -> keelson.v1.TopologyTerm.SegmentsEntry
-	5,  // 10: keelson.v1.Column.members:type_name -> keelson.v1.Member
-	12, // 11: keelson.v1.Member.since:type_name -> google.protobuf.Timestamp
-	12, // 12: keelson.v1.Token.created:type_name -> google.protobuf.Timestamp
-	12, // 13: keelson.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	14, // 14: keelson.v1.Settings.rebuild_after:type_name -> google.protobuf.Duration
-	14, // 15: keelson.v1.Settings.scrub_interval:type_name -> google.protobuf.Duration
-	14, // 16: keelson.v1.Settings.answer_limit:type_name -> google.protobuf.Duration
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	14, // 9: keelson.v1.Volume.limits:type_name -> keelson.v1.Limits
+	15, // 10: keelson.v1.Volume.placement:type_name -> keelson.v1.Placement
+	16, // 11: keelson.v1.Volume.trim:type_name -> keelson.v1.Trim
+	17, // 12: keelson.v1.Volume.import:type_name -> keelson.v1.Import
+	18, // 13: keelson.v1.Volume.ephemeral:type_name -> keelson.v1.Ephemeral
+	11, // 14: keelson.v1.TopologyTerm.segments:type_name -> keelson.v1.TopologyTerm.SegmentsEntry
+	5,  // 15: keelson.v1.Column.members:type_name -> keelson.v1.Member
+	12, // 16: keelson.v1.Member.since:type_name -> google.protobuf.Timestamp
+	12, // 17: keelson.v1.Token.created:type_name -> google.protobuf.Timestamp
+	12, // 18: keelson.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	19, // 19: keelson.v1.Settings.rebuild_after:type_name -> google.protobuf.Duration
+	19, // 20: keelson.v1.Settings.scrub_interval:type_name -> google.protobuf.Duration
+	19, // 21: keelson.v1.Settings.answer_limit:type_name -> google.protobuf.Duration
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_keelson_v1_nouns_proto_init() }
@@ -1056,6 +1201,8 @@ func file_keelson_v1_nouns_proto_init() {
 	if File_keelson_v1_nouns_proto != nil {
 		return
 	}
+	file_keelson_v1_ephemeral_proto_init()
+	file_keelson_v1_policy_proto_init()
 	file_keelson_v1_scrub_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -29,6 +29,8 @@ type Memory struct {
 	devices     Devices
 	away        error
 	requests    []csi.Request
+	snapshots   []csi.Snapshot
+	origins     map[string]string // of clones, by name
 }
 
 type volume struct {
@@ -121,7 +123,8 @@ func (w *view) Create(_ context.Context, r csi.Request) (csi.Volume, error) {
 		return csi.Volume{}, err
 	}
 	w.m.requests = append(w.m.requests, r)
-	v := spec.Volume{Name: r.Name, Size: r.Size, Replicas: r.Replicas, Columns: r.Columns, Media: spec.Media(r.Media), NodeSelector: r.NodeSelector, Topology: r.Topology}
+	v := spec.Volume{Name: r.Name, Size: r.Size, Replicas: r.Replicas, Columns: r.Columns, Media: spec.Media(r.Media), NodeSelector: r.NodeSelector, Topology: r.Topology,
+		Ephemeral: r.Ephemeral, Limits: r.Limits, Placement: r.Placement, Trim: spec.TrimState{Every: r.TrimEvery}}
 	if v.Replicas == 0 {
 		v.Replicas = spec.DefaultReplicas
 	}
@@ -144,7 +147,8 @@ func (w *view) Create(_ context.Context, r csi.Request) (csi.Volume, error) {
 		return csi.Volume{}, problem(csi.ErrNoRoom, "volume %s needs %d replicas but only %d can be placed", r.Name, v.Replicas, fit)
 	}
 	out := csi.Volume{Name: r.Name, Size: r.Size, Replicas: v.Replicas, Columns: v.Columns, ZoneSpread: r.ZoneSpread, Media: r.Media,
-		NodeSelector: maps.Clone(r.NodeSelector), Healthy: true}
+		NodeSelector: maps.Clone(r.NodeSelector), Topology: r.Topology, Ephemeral: r.Ephemeral, Healthy: true,
+		Limits: r.Limits, Placement: r.Placement, Trim: v.Trim}
 	w.m.volumes[r.Name] = &volume{Volume: out}
 	return out, nil
 }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"keelson.io/keelson/internal/spec"
 )
@@ -43,9 +44,12 @@ type Request struct {
 	CreateOptions []string
 	MountOptions  []string
 	NoDiscard     bool
-	// IOPSLimit is in requests a second, BandwidthLimit in bytes a second; 0 is without limit.
-	IOPSLimit      int64
-	BandwidthLimit int64
+	Limits        spec.Limits
+	Placement     spec.Placement
+	// TrimEvery is how often the mounted file system is trimmed; 0 is never.
+	TrimEvery time.Duration
+	// Schedule says when snapshots are taken by themselves, as spec.ParseSchedules reads it; "" is never.
+	Schedule string
 }
 
 // Constraint is met by a node of which the value of Key, a label or one of KeyNode and KeyZone, is one of Values.
@@ -74,6 +78,8 @@ type parameter struct {
 	set func(r *Request, v string) (idle, ok bool)
 	// lacking says what of a value that isn't idle has no effect; "" if all has.
 	lacking string
+	// mutable: it can be changed of a volume that is there.
+	mutable bool
 }
 
 // Dialect is the language of a driver's storage classes.
@@ -110,13 +116,8 @@ var shared = []parameter{
 func (d *Dialect) Translate(params map[string]string) (Request, []Warning, error) {
 	r := Request{FSType: d.DefaultFS, Replicas: d.DefaultReplicas}
 	var warnings []Warning
-	keys := make([]string, 0, len(params))
-	for k := range params {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
 	seen := map[string]string{}
-	for _, k := range keys {
+	for _, k := range sorted(params) {
 		v := params[k]
 		row, ok := d.row(k)
 		if !ok {
@@ -136,6 +137,9 @@ func (d *Dialect) Translate(params map[string]string) (Request, []Warning, error
 		if row.lacking != "" && !idle {
 			warnings = append(warnings, Warning{k, v, row.lacking})
 		}
+	}
+	if r.Placement.Group == "" && d.Driver == DriverPortworx {
+		r.Placement.GroupRule = "" // fg without a group asks for nothing
 	}
 	return r, warnings, nil
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"keelson.io/keelson/internal/spec"
 )
@@ -44,9 +45,6 @@ func number(lo, hi, def int64, to func(r *Request, n int64)) setter {
 		return n == def, true
 	}
 }
-
-// count is a number without an upper limit, of which 0 asks for nothing.
-var count = number(0, 1<<62, 0, nil)
 
 // boolean takes what Go's ParseBool takes. false asks for nothing.
 func boolean(to func(r *Request, b bool)) setter {
@@ -133,8 +131,9 @@ func CheckCreateOptions(words []string) bool {
 	return true
 }
 
-// bandwidth takes bytes a second, or a number with K, M or G (powers of 1024), a multiple of 512 in the range.
-func bandwidth(lo, hi int64) setter {
+// bandwidth takes bytes a second, or a number with K, M or G (powers of 1024), a multiple of 512 in the range of limits; 0 is none, if it may be.
+func bandwidth(name string, least int64) setter {
+	to := limitTo(name)
 	return func(r *Request, v string) (bool, bool) {
 		num, unit := v, int64(1)
 		for suffix, u := range map[string]int64{"K": 1 << 10, "M": 1 << 20, "G": 1 << 30} {
@@ -143,30 +142,55 @@ func bandwidth(lo, hi int64) setter {
 			}
 		}
 		n, err := strconv.ParseInt(num, 10, 64)
-		if err != nil || n < 0 || n > hi/unit {
+		if err != nil || n < 0 || n > spec.MaxBandwidthLimit/unit {
 			return false, false
 		}
-		r.BandwidthLimit = n * unit
-		return false, r.BandwidthLimit >= lo && r.BandwidthLimit%512 == 0
+		n *= unit
+		if n != 0 && n < spec.MinBandwidthLimit || n < least || n%512 != 0 {
+			return false, false
+		}
+		*to(r) = n
+		return n == 0, true
 	}
 }
 
 var schedule = regexp.MustCompile(`^(periodic=\d+(,\d+)?|daily=\d{1,2}:\d{2}(,\d+)?|` +
 	`weekly=(sunday|monday|tuesday|wednesday|thursday|friday|saturday)@\d{1,2}:\d{2}(,\d+)?|monthly=\d{1,2}@\d{1,2}:\d{2}(,\d+)?|policy=.+)$`)
 
-func snapSchedule(_ *Request, v string) (bool, bool) {
+func snapSchedule(r *Request, v string) (bool, bool) {
+	var own []string
 	list := words(v, ";")
 	for _, s := range list {
-		if !schedule.MatchString(strings.ToLower(strings.TrimSpace(s))) {
+		s = strings.ToLower(strings.TrimSpace(s))
+		if !schedule.MatchString(s) {
 			return false, false
 		}
+		if !strings.HasPrefix(s, "policy=") {
+			own = append(own, s)
+		}
 	}
-	return len(list) == 0, true
+	return len(own) == len(list), addSchedule(r, own)
 }
 
-func snapInterval(_ *Request, v string) (bool, bool) {
+func snapInterval(r *Request, v string) (bool, bool) {
 	n, err := strconv.ParseUint(v, 10, 32)
-	return n == 0, err == nil && (n == 0 || n >= 60)
+	if err != nil || n != 0 && n < 60 {
+		return false, false
+	}
+	return true, n == 0 || addSchedule(r, []string{"periodic=" + v})
+}
+
+// addSchedule reports whether Keelson takes snapshots at these times, and has it do so.
+func addSchedule(r *Request, list []string) bool {
+	if r.Schedule != "" {
+		list = append([]string{r.Schedule}, list...)
+	}
+	text := strings.Join(list, ";")
+	if _, err := spec.ParseSchedules("schedule", text, time.Time{}); err != nil {
+		return false
+	}
+	r.Schedule = text
+	return true
 }
 
 // labels takes k=v, separated by commas.

@@ -24,7 +24,8 @@ func (s *session) control(h header, n int) {
 	case opGetattr:
 		b = appendAttrOut(b, h.node, s.dev.Size())
 	case opSetattr:
-		if order.Uint32(s.head[inHeaderLen:])&(setattrMode|setattrUID|setattrGID|setattrSize) != 0 {
+		valid, size := order.Uint32(s.head[inHeaderLen:]), order.Uint64(s.head[inHeaderLen+16:])
+		if valid&(setattrMode|setattrUID|setattrGID) != 0 || valid&setattrSize != 0 && size != uint64(s.dev.Size()) {
 			s.fail(h.unique, syscall.EPERM)
 			return
 		}

@@ -12,8 +12,8 @@
 // file system that it serves, so everything that goes through the kernel to it
 // (mounting, attaching, detaching) runs on the caller's goroutine.
 //
-// The package owns no goroutine. The loop device is attached by a process of its own, which is this program again: see
-// attachLoop.
+// The package owns no goroutine but one that waits for a resizer. The loop device is attached, and made larger, by a process of its
+// own, which is this program again: see attachLoop.
 package fuseloop
 
 import (

@@ -168,8 +168,8 @@ func (s *Server) accepts(st state) error {
 		return fmt.Errorf("%w: mount point %q", ErrState, st.Dir)
 	case st.MaxWrite > maxWrite || st.MaxWrite <= 0:
 		return fmt.Errorf("%w: writes of up to %d bytes were agreed on, this program takes %d", ErrState, st.MaxWrite, maxWrite)
-	case st.Size != s.cfg.Device.Size():
-		return fmt.Errorf("%w: the volume had %d bytes, now it has %d", ErrState, st.Size, s.cfg.Device.Size())
+	case st.Size > s.cfg.Device.Size():
+		return fmt.Errorf("%w: the volume had %d bytes, now it has only %d", ErrState, st.Size, s.cfg.Device.Size())
 	}
 	return nil
 }

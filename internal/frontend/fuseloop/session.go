@@ -25,6 +25,8 @@ const (
 	burst = 64
 	// retryTime is when a session tries again that found the loop's memory used up.
 	retryTime = time.Millisecond
+	// fullTime is when a session looks again whose device had enough requests; an answer has it look sooner.
+	fullTime = 10 * time.Millisecond
 )
 
 // session is the server's side of one FUSE connection. All of it is on the loop.
@@ -134,6 +136,10 @@ func (s *session) ready() bool {
 		s.dev.Submit(&m.Request)
 	}
 	if full {
+		return false
+	}
+	if frontend.Full(s.dev) {
+		s.retry.Reset(fullTime)
 		return false
 	}
 	if s.landing == nil {

@@ -378,7 +378,7 @@ func TestResumeRefusesState(t *testing.T) {
 		{"garbage", "vol", "{"},
 		{"a newer version", "vol", strings.Replace(string(h.State), `"version":1`, `"version":2`, 1)},
 		{"another volume's", "other", string(h.State)},
-		{"another size", "vol", strings.Replace(string(h.State), `"size":67108864`, `"size":4096`, 1)},
+		{"a larger volume's", "vol", strings.Replace(string(h.State), `"size":67108864`, `"size":67112960`, 1)},
 	} {
 		fd, err := unix.FcntlInt(h.FD.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {

@@ -94,9 +94,9 @@ func (m *command) check(r request, structured bool) syscall.Errno {
 	return 0
 }
 
-// acquire makes Data the buffer of the next part, and reports whether there was memory.
+// acquire makes Data the buffer of the next part, and reports whether there was memory, and the device can take it.
 func (m *command) acquire() bool {
-	if m.Data == nil {
+	if m.Data == nil && !frontend.Full(m.c.s.cfg.Device) {
 		m.Data = m.c.s.cfg.Loop.Buffers().Get(int(min(m.left, block.MaxIO)))
 		m.have = 0
 	}

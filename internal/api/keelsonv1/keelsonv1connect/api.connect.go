@@ -87,6 +87,8 @@ const (
 	NodeServiceNodeStatusProcedure = "/keelson.v1.NodeService/NodeStatus"
 	// NodeServiceServeVolumeProcedure is the fully-qualified name of the NodeService's ServeVolume RPC.
 	NodeServiceServeVolumeProcedure = "/keelson.v1.NodeService/ServeVolume"
+	// NodeServiceClosePoolProcedure is the fully-qualified name of the NodeService's ClosePool RPC.
+	NodeServiceClosePoolProcedure = "/keelson.v1.NodeService/ClosePool"
 	// PoolServiceAddPoolProcedure is the fully-qualified name of the PoolService's AddPool RPC.
 	PoolServiceAddPoolProcedure = "/keelson.v1.PoolService/AddPool"
 	// PoolServiceListPoolsProcedure is the fully-qualified name of the PoolService's ListPools RPC.
@@ -113,6 +115,14 @@ const (
 	// VolumeServiceScrubVolumeProcedure is the fully-qualified name of the VolumeService's ScrubVolume
 	// RPC.
 	VolumeServiceScrubVolumeProcedure = "/keelson.v1.VolumeService/ScrubVolume"
+	// VolumeServiceSetVolumeProcedure is the fully-qualified name of the VolumeService's SetVolume RPC.
+	VolumeServiceSetVolumeProcedure = "/keelson.v1.VolumeService/SetVolume"
+	// VolumeServiceRecordTrimProcedure is the fully-qualified name of the VolumeService's RecordTrim
+	// RPC.
+	VolumeServiceRecordTrimProcedure = "/keelson.v1.VolumeService/RecordTrim"
+	// VolumeServiceRecordImportProcedure is the fully-qualified name of the VolumeService's
+	// RecordImport RPC.
+	VolumeServiceRecordImportProcedure = "/keelson.v1.VolumeService/RecordImport"
 	// JoinServiceJoinProcedure is the fully-qualified name of the JoinService's Join RPC.
 	JoinServiceJoinProcedure = "/keelson.v1.JoinService/Join"
 )
@@ -479,6 +489,8 @@ type NodeServiceClient interface {
 	NodeStatus(context.Context, *keelsonv1.NodeStatusRequest) (*keelsonv1.NodeStatusResponse, error)
 	// ServeVolume has this node bring the members of a detached volume into sync.
 	ServeVolume(context.Context, *keelsonv1.ServeVolumeRequest) (*keelsonv1.ServeVolumeResponse, error)
+	// ClosePool has the node that is asked take a pool out of service. Only nodes call it.
+	ClosePool(context.Context, *keelsonv1.ClosePoolRequest) (*keelsonv1.ClosePoolResponse, error)
 }
 
 // NewNodeServiceClient constructs a client for the keelson.v1.NodeService service. By default, it
@@ -528,6 +540,12 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("ServeVolume")),
 			connect.WithClientOptions(opts...),
 		),
+		closePool: connect.NewClient[keelsonv1.ClosePoolRequest, keelsonv1.ClosePoolResponse](
+			httpClient,
+			baseURL+NodeServiceClosePoolProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("ClosePool")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -539,6 +557,7 @@ type nodeServiceClient struct {
 	removeNode  *connect.Client[keelsonv1.RemoveNodeRequest, keelsonv1.RemoveNodeResponse]
 	nodeStatus  *connect.Client[keelsonv1.NodeStatusRequest, keelsonv1.NodeStatusResponse]
 	serveVolume *connect.Client[keelsonv1.ServeVolumeRequest, keelsonv1.ServeVolumeResponse]
+	closePool   *connect.Client[keelsonv1.ClosePoolRequest, keelsonv1.ClosePoolResponse]
 }
 
 // ListNodes calls keelson.v1.NodeService.ListNodes.
@@ -595,6 +614,15 @@ func (c *nodeServiceClient) ServeVolume(ctx context.Context, req *keelsonv1.Serv
 	return nil, err
 }
 
+// ClosePool calls keelson.v1.NodeService.ClosePool.
+func (c *nodeServiceClient) ClosePool(ctx context.Context, req *keelsonv1.ClosePoolRequest) (*keelsonv1.ClosePoolResponse, error) {
+	response, err := c.closePool.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // NodeServiceHandler is an implementation of the keelson.v1.NodeService service.
 type NodeServiceHandler interface {
 	ListNodes(context.Context, *keelsonv1.ListNodesRequest) (*keelsonv1.ListNodesResponse, error)
@@ -605,6 +633,8 @@ type NodeServiceHandler interface {
 	NodeStatus(context.Context, *keelsonv1.NodeStatusRequest) (*keelsonv1.NodeStatusResponse, error)
 	// ServeVolume has this node bring the members of a detached volume into sync.
 	ServeVolume(context.Context, *keelsonv1.ServeVolumeRequest) (*keelsonv1.ServeVolumeResponse, error)
+	// ClosePool has the node that is asked take a pool out of service. Only nodes call it.
+	ClosePool(context.Context, *keelsonv1.ClosePoolRequest) (*keelsonv1.ClosePoolResponse, error)
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -650,6 +680,12 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("ServeVolume")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceClosePoolHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceClosePoolProcedure,
+		svc.ClosePool,
+		connect.WithSchema(nodeServiceMethods.ByName("ClosePool")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/keelson.v1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceListNodesProcedure:
@@ -664,6 +700,8 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 			nodeServiceNodeStatusHandler.ServeHTTP(w, r)
 		case NodeServiceServeVolumeProcedure:
 			nodeServiceServeVolumeHandler.ServeHTTP(w, r)
+		case NodeServiceClosePoolProcedure:
+			nodeServiceClosePoolHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -695,6 +733,10 @@ func (UnimplementedNodeServiceHandler) NodeStatus(context.Context, *keelsonv1.No
 
 func (UnimplementedNodeServiceHandler) ServeVolume(context.Context, *keelsonv1.ServeVolumeRequest) (*keelsonv1.ServeVolumeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelson.v1.NodeService.ServeVolume is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) ClosePool(context.Context, *keelsonv1.ClosePoolRequest) (*keelsonv1.ClosePoolResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelson.v1.NodeService.ClosePool is not implemented"))
 }
 
 // PoolServiceClient is a client for the keelson.v1.PoolService service.
@@ -843,6 +885,12 @@ type VolumeServiceClient interface {
 	DeleteVolume(context.Context, *keelsonv1.DeleteVolumeRequest) (*keelsonv1.DeleteVolumeResponse, error)
 	// ScrubVolume begins, pauses, resumes or cancels the verification of all copies.
 	ScrubVolume(context.Context, *keelsonv1.ScrubVolumeRequest) (*keelsonv1.Volume, error)
+	// SetVolume changes what can be changed of a volume while it is in use.
+	SetVolume(context.Context, *keelsonv1.SetVolumeRequest) (*keelsonv1.Volume, error)
+	// RecordTrim records a trim of the volume's file system.
+	RecordTrim(context.Context, *keelsonv1.RecordTrimRequest) (*keelsonv1.RecordTrimResponse, error)
+	// RecordImport records how far an import into the volume is.
+	RecordImport(context.Context, *keelsonv1.RecordImportRequest) (*keelsonv1.Volume, error)
 }
 
 // NewVolumeServiceClient constructs a client for the keelson.v1.VolumeService service. By default,
@@ -898,6 +946,24 @@ func NewVolumeServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(volumeServiceMethods.ByName("ScrubVolume")),
 			connect.WithClientOptions(opts...),
 		),
+		setVolume: connect.NewClient[keelsonv1.SetVolumeRequest, keelsonv1.Volume](
+			httpClient,
+			baseURL+VolumeServiceSetVolumeProcedure,
+			connect.WithSchema(volumeServiceMethods.ByName("SetVolume")),
+			connect.WithClientOptions(opts...),
+		),
+		recordTrim: connect.NewClient[keelsonv1.RecordTrimRequest, keelsonv1.RecordTrimResponse](
+			httpClient,
+			baseURL+VolumeServiceRecordTrimProcedure,
+			connect.WithSchema(volumeServiceMethods.ByName("RecordTrim")),
+			connect.WithClientOptions(opts...),
+		),
+		recordImport: connect.NewClient[keelsonv1.RecordImportRequest, keelsonv1.Volume](
+			httpClient,
+			baseURL+VolumeServiceRecordImportProcedure,
+			connect.WithSchema(volumeServiceMethods.ByName("RecordImport")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -910,6 +976,9 @@ type volumeServiceClient struct {
 	detachVolume *connect.Client[keelsonv1.DetachVolumeRequest, keelsonv1.DetachVolumeResponse]
 	deleteVolume *connect.Client[keelsonv1.DeleteVolumeRequest, keelsonv1.DeleteVolumeResponse]
 	scrubVolume  *connect.Client[keelsonv1.ScrubVolumeRequest, keelsonv1.Volume]
+	setVolume    *connect.Client[keelsonv1.SetVolumeRequest, keelsonv1.Volume]
+	recordTrim   *connect.Client[keelsonv1.RecordTrimRequest, keelsonv1.RecordTrimResponse]
+	recordImport *connect.Client[keelsonv1.RecordImportRequest, keelsonv1.Volume]
 }
 
 // CreateVolume calls keelson.v1.VolumeService.CreateVolume.
@@ -975,6 +1044,33 @@ func (c *volumeServiceClient) ScrubVolume(ctx context.Context, req *keelsonv1.Sc
 	return nil, err
 }
 
+// SetVolume calls keelson.v1.VolumeService.SetVolume.
+func (c *volumeServiceClient) SetVolume(ctx context.Context, req *keelsonv1.SetVolumeRequest) (*keelsonv1.Volume, error) {
+	response, err := c.setVolume.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RecordTrim calls keelson.v1.VolumeService.RecordTrim.
+func (c *volumeServiceClient) RecordTrim(ctx context.Context, req *keelsonv1.RecordTrimRequest) (*keelsonv1.RecordTrimResponse, error) {
+	response, err := c.recordTrim.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RecordImport calls keelson.v1.VolumeService.RecordImport.
+func (c *volumeServiceClient) RecordImport(ctx context.Context, req *keelsonv1.RecordImportRequest) (*keelsonv1.Volume, error) {
+	response, err := c.recordImport.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // VolumeServiceHandler is an implementation of the keelson.v1.VolumeService service.
 type VolumeServiceHandler interface {
 	CreateVolume(context.Context, *keelsonv1.CreateVolumeRequest) (*keelsonv1.Volume, error)
@@ -987,6 +1083,12 @@ type VolumeServiceHandler interface {
 	DeleteVolume(context.Context, *keelsonv1.DeleteVolumeRequest) (*keelsonv1.DeleteVolumeResponse, error)
 	// ScrubVolume begins, pauses, resumes or cancels the verification of all copies.
 	ScrubVolume(context.Context, *keelsonv1.ScrubVolumeRequest) (*keelsonv1.Volume, error)
+	// SetVolume changes what can be changed of a volume while it is in use.
+	SetVolume(context.Context, *keelsonv1.SetVolumeRequest) (*keelsonv1.Volume, error)
+	// RecordTrim records a trim of the volume's file system.
+	RecordTrim(context.Context, *keelsonv1.RecordTrimRequest) (*keelsonv1.RecordTrimResponse, error)
+	// RecordImport records how far an import into the volume is.
+	RecordImport(context.Context, *keelsonv1.RecordImportRequest) (*keelsonv1.Volume, error)
 }
 
 // NewVolumeServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1038,6 +1140,24 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(volumeServiceMethods.ByName("ScrubVolume")),
 		connect.WithHandlerOptions(opts...),
 	)
+	volumeServiceSetVolumeHandler := connect.NewUnaryHandlerSimple(
+		VolumeServiceSetVolumeProcedure,
+		svc.SetVolume,
+		connect.WithSchema(volumeServiceMethods.ByName("SetVolume")),
+		connect.WithHandlerOptions(opts...),
+	)
+	volumeServiceRecordTrimHandler := connect.NewUnaryHandlerSimple(
+		VolumeServiceRecordTrimProcedure,
+		svc.RecordTrim,
+		connect.WithSchema(volumeServiceMethods.ByName("RecordTrim")),
+		connect.WithHandlerOptions(opts...),
+	)
+	volumeServiceRecordImportHandler := connect.NewUnaryHandlerSimple(
+		VolumeServiceRecordImportProcedure,
+		svc.RecordImport,
+		connect.WithSchema(volumeServiceMethods.ByName("RecordImport")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/keelson.v1.VolumeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case VolumeServiceCreateVolumeProcedure:
@@ -1054,6 +1174,12 @@ func NewVolumeServiceHandler(svc VolumeServiceHandler, opts ...connect.HandlerOp
 			volumeServiceDeleteVolumeHandler.ServeHTTP(w, r)
 		case VolumeServiceScrubVolumeProcedure:
 			volumeServiceScrubVolumeHandler.ServeHTTP(w, r)
+		case VolumeServiceSetVolumeProcedure:
+			volumeServiceSetVolumeHandler.ServeHTTP(w, r)
+		case VolumeServiceRecordTrimProcedure:
+			volumeServiceRecordTrimHandler.ServeHTTP(w, r)
+		case VolumeServiceRecordImportProcedure:
+			volumeServiceRecordImportHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1089,6 +1215,18 @@ func (UnimplementedVolumeServiceHandler) DeleteVolume(context.Context, *keelsonv
 
 func (UnimplementedVolumeServiceHandler) ScrubVolume(context.Context, *keelsonv1.ScrubVolumeRequest) (*keelsonv1.Volume, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelson.v1.VolumeService.ScrubVolume is not implemented"))
+}
+
+func (UnimplementedVolumeServiceHandler) SetVolume(context.Context, *keelsonv1.SetVolumeRequest) (*keelsonv1.Volume, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelson.v1.VolumeService.SetVolume is not implemented"))
+}
+
+func (UnimplementedVolumeServiceHandler) RecordTrim(context.Context, *keelsonv1.RecordTrimRequest) (*keelsonv1.RecordTrimResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelson.v1.VolumeService.RecordTrim is not implemented"))
+}
+
+func (UnimplementedVolumeServiceHandler) RecordImport(context.Context, *keelsonv1.RecordImportRequest) (*keelsonv1.Volume, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelson.v1.VolumeService.RecordImport is not implemented"))
 }
 
 // JoinServiceClient is a client for the keelson.v1.JoinService service.

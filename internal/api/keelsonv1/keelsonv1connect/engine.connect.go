@@ -42,6 +42,11 @@ const (
 	EngineServiceDetachProcedure = "/keelson.v1.EngineService/Detach"
 	// EngineServiceAddPoolProcedure is the fully-qualified name of the EngineService's AddPool RPC.
 	EngineServiceAddPoolProcedure = "/keelson.v1.EngineService/AddPool"
+	// EngineServiceExpandPoolProcedure is the fully-qualified name of the EngineService's ExpandPool
+	// RPC.
+	EngineServiceExpandPoolProcedure = "/keelson.v1.EngineService/ExpandPool"
+	// EngineServiceClosePoolProcedure is the fully-qualified name of the EngineService's ClosePool RPC.
+	EngineServiceClosePoolProcedure = "/keelson.v1.EngineService/ClosePool"
 	// EngineServiceStatusProcedure is the fully-qualified name of the EngineService's Status RPC.
 	EngineServiceStatusProcedure = "/keelson.v1.EngineService/Status"
 )
@@ -51,6 +56,10 @@ type EngineServiceClient interface {
 	Attach(context.Context, *keelsonv1.EngineAttachRequest) (*keelsonv1.EngineAttachResponse, error)
 	Detach(context.Context, *keelsonv1.EngineDetachRequest) (*keelsonv1.EngineDetachResponse, error)
 	AddPool(context.Context, *keelsonv1.AddPoolRequest) (*keelsonv1.Pool, error)
+	// ExpandPool makes the file system of a pool as large as what is under it; with a size, that of its file first.
+	ExpandPool(context.Context, *keelsonv1.ExpandPoolRequest) (*keelsonv1.Pool, error)
+	// ClosePool takes a pool that has no replicas out of service, and ends its mount and loop device.
+	ClosePool(context.Context, *keelsonv1.ClosePoolRequest) (*keelsonv1.ClosePoolResponse, error)
 	Status(context.Context, *keelsonv1.EngineStatusRequest) (*keelsonv1.NodeStatusResponse, error)
 }
 
@@ -83,6 +92,18 @@ func NewEngineServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(engineServiceMethods.ByName("AddPool")),
 			connect.WithClientOptions(opts...),
 		),
+		expandPool: connect.NewClient[keelsonv1.ExpandPoolRequest, keelsonv1.Pool](
+			httpClient,
+			baseURL+EngineServiceExpandPoolProcedure,
+			connect.WithSchema(engineServiceMethods.ByName("ExpandPool")),
+			connect.WithClientOptions(opts...),
+		),
+		closePool: connect.NewClient[keelsonv1.ClosePoolRequest, keelsonv1.ClosePoolResponse](
+			httpClient,
+			baseURL+EngineServiceClosePoolProcedure,
+			connect.WithSchema(engineServiceMethods.ByName("ClosePool")),
+			connect.WithClientOptions(opts...),
+		),
 		status: connect.NewClient[keelsonv1.EngineStatusRequest, keelsonv1.NodeStatusResponse](
 			httpClient,
 			baseURL+EngineServiceStatusProcedure,
@@ -94,10 +115,12 @@ func NewEngineServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 
 // engineServiceClient implements EngineServiceClient.
 type engineServiceClient struct {
-	attach  *connect.Client[keelsonv1.EngineAttachRequest, keelsonv1.EngineAttachResponse]
-	detach  *connect.Client[keelsonv1.EngineDetachRequest, keelsonv1.EngineDetachResponse]
-	addPool *connect.Client[keelsonv1.AddPoolRequest, keelsonv1.Pool]
-	status  *connect.Client[keelsonv1.EngineStatusRequest, keelsonv1.NodeStatusResponse]
+	attach     *connect.Client[keelsonv1.EngineAttachRequest, keelsonv1.EngineAttachResponse]
+	detach     *connect.Client[keelsonv1.EngineDetachRequest, keelsonv1.EngineDetachResponse]
+	addPool    *connect.Client[keelsonv1.AddPoolRequest, keelsonv1.Pool]
+	expandPool *connect.Client[keelsonv1.ExpandPoolRequest, keelsonv1.Pool]
+	closePool  *connect.Client[keelsonv1.ClosePoolRequest, keelsonv1.ClosePoolResponse]
+	status     *connect.Client[keelsonv1.EngineStatusRequest, keelsonv1.NodeStatusResponse]
 }
 
 // Attach calls keelson.v1.EngineService.Attach.
@@ -127,6 +150,24 @@ func (c *engineServiceClient) AddPool(ctx context.Context, req *keelsonv1.AddPoo
 	return nil, err
 }
 
+// ExpandPool calls keelson.v1.EngineService.ExpandPool.
+func (c *engineServiceClient) ExpandPool(ctx context.Context, req *keelsonv1.ExpandPoolRequest) (*keelsonv1.Pool, error) {
+	response, err := c.expandPool.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ClosePool calls keelson.v1.EngineService.ClosePool.
+func (c *engineServiceClient) ClosePool(ctx context.Context, req *keelsonv1.ClosePoolRequest) (*keelsonv1.ClosePoolResponse, error) {
+	response, err := c.closePool.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Status calls keelson.v1.EngineService.Status.
 func (c *engineServiceClient) Status(ctx context.Context, req *keelsonv1.EngineStatusRequest) (*keelsonv1.NodeStatusResponse, error) {
 	response, err := c.status.CallUnary(ctx, connect.NewRequest(req))
@@ -141,6 +182,10 @@ type EngineServiceHandler interface {
 	Attach(context.Context, *keelsonv1.EngineAttachRequest) (*keelsonv1.EngineAttachResponse, error)
 	Detach(context.Context, *keelsonv1.EngineDetachRequest) (*keelsonv1.EngineDetachResponse, error)
 	AddPool(context.Context, *keelsonv1.AddPoolRequest) (*keelsonv1.Pool, error)
+	// ExpandPool makes the file system of a pool as large as what is under it; with a size, that of its file first.
+	ExpandPool(context.Context, *keelsonv1.ExpandPoolRequest) (*keelsonv1.Pool, error)
+	// ClosePool takes a pool that has no replicas out of service, and ends its mount and loop device.
+	ClosePool(context.Context, *keelsonv1.ClosePoolRequest) (*keelsonv1.ClosePoolResponse, error)
 	Status(context.Context, *keelsonv1.EngineStatusRequest) (*keelsonv1.NodeStatusResponse, error)
 }
 
@@ -169,6 +214,18 @@ func NewEngineServiceHandler(svc EngineServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(engineServiceMethods.ByName("AddPool")),
 		connect.WithHandlerOptions(opts...),
 	)
+	engineServiceExpandPoolHandler := connect.NewUnaryHandlerSimple(
+		EngineServiceExpandPoolProcedure,
+		svc.ExpandPool,
+		connect.WithSchema(engineServiceMethods.ByName("ExpandPool")),
+		connect.WithHandlerOptions(opts...),
+	)
+	engineServiceClosePoolHandler := connect.NewUnaryHandlerSimple(
+		EngineServiceClosePoolProcedure,
+		svc.ClosePool,
+		connect.WithSchema(engineServiceMethods.ByName("ClosePool")),
+		connect.WithHandlerOptions(opts...),
+	)
 	engineServiceStatusHandler := connect.NewUnaryHandlerSimple(
 		EngineServiceStatusProcedure,
 		svc.Status,
@@ -183,6 +240,10 @@ func NewEngineServiceHandler(svc EngineServiceHandler, opts ...connect.HandlerOp
 			engineServiceDetachHandler.ServeHTTP(w, r)
 		case EngineServiceAddPoolProcedure:
 			engineServiceAddPoolHandler.ServeHTTP(w, r)
+		case EngineServiceExpandPoolProcedure:
+			engineServiceExpandPoolHandler.ServeHTTP(w, r)
+		case EngineServiceClosePoolProcedure:
+			engineServiceClosePoolHandler.ServeHTTP(w, r)
 		case EngineServiceStatusProcedure:
 			engineServiceStatusHandler.ServeHTTP(w, r)
 		default:
@@ -204,6 +265,14 @@ func (UnimplementedEngineServiceHandler) Detach(context.Context, *keelsonv1.Engi
 
 func (UnimplementedEngineServiceHandler) AddPool(context.Context, *keelsonv1.AddPoolRequest) (*keelsonv1.Pool, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelson.v1.EngineService.AddPool is not implemented"))
+}
+
+func (UnimplementedEngineServiceHandler) ExpandPool(context.Context, *keelsonv1.ExpandPoolRequest) (*keelsonv1.Pool, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelson.v1.EngineService.ExpandPool is not implemented"))
+}
+
+func (UnimplementedEngineServiceHandler) ClosePool(context.Context, *keelsonv1.ClosePoolRequest) (*keelsonv1.ClosePoolResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelson.v1.EngineService.ClosePool is not implemented"))
 }
 
 func (UnimplementedEngineServiceHandler) Status(context.Context, *keelsonv1.EngineStatusRequest) (*keelsonv1.NodeStatusResponse, error) {

@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	pb "keelson.io/keelson/internal/api/keelsonv1"
+	"keelson.io/keelson/internal/spec"
+)
+
+// snapshotWait is how long commands about snapshots wait for what is done in the background.
+const snapshotWait = 2 * time.Minute
+
+func newSnapshotCommand(g *globalOptions) *cobra.Command {
+	return group(&cobra.Command{Use: "snapshot", Aliases: []string{"snap"}, Short: "Keep what volumes held at a moment, and go back to it"},
+		newSnapshotCreateCommand(g), newSnapshotListCommand(g), newSnapshotShowCommand(g), newSnapshotDeleteCommand(g),
+		newSnapshotRestoreCommand(g), newSnapshotScheduleCommand(g))
+}
+
+func newSnapshotCreateCommand(g *globalOptions) *cobra.Command {
+	var o outputFlag
+	cmd := &cobra.Command{
+		Use: "create VOLUME [NAME]", Short: "Take a snapshot of a volume, on all its copies",
+		Example: "  keelson snapshot create pg before-upgrade",
+		Args:    args(cobra.RangeArgs(1, 2)), ValidArgsFunction: completeVolumes(g),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			name := ""
+			if len(a) > 1 {
+				name = a[1]
+			}
+			return runSnapshotCreate(cmd.Context(), g, o, a[0], name, cmd.OutOrStdout())
+		},
+	}
+	o.register(cmd)
+	return cmd
+}
+
+func runSnapshotCreate(ctx context.Context, g *globalOptions, o outputFlag, volume, name string, w io.Writer) error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	c, err := g.client()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, snapshotWait)
+	defer cancel()
+	s, err := c.Snaps.CreateSnapshot(ctx, &pb.CreateSnapshotRequest{Volume: volume, Name: name})
+	if err != nil {
+		return err
+	}
+	return o.print(w, plain(s), func(w io.Writer) { fmt.Fprintf(w, "snapshot %s of volume %s\n", s.Name, s.Volume) })
+}
+
+func newSnapshotListCommand(g *globalOptions) *cobra.Command {
+	var o outputFlag
+	cmd := &cobra.Command{
+		Use: "list [VOLUME]", Aliases: []string{"ls"}, Short: "List the snapshots of a volume, or of all",
+		Args: args(cobra.MaximumNArgs(1)), ValidArgsFunction: completeVolumes(g),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			list, err := listSnapshots(cmd.Context(), g, &o, strings.Join(a, ""))
+			if err != nil {
+				return err
+			}
+			return o.print(cmd.OutOrStdout(), plainList(list), func(w io.Writer) { snapshotTable(w, list) })
+		},
+	}
+	o.register(cmd)
+	return cmd
+}
+
+func listSnapshots(ctx context.Context, g *globalOptions, o *outputFlag, volume string) ([]*pb.Snapshot, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	c, err := g.client()
+	if err != nil {
+		return nil, err
+	}
+	r, err := c.Snaps.ListSnapshots(ctx, &pb.ListSnapshotsRequest{Volume: volume})
+	return r.GetSnapshots(), err
+}
+
+func snapshotTable(w io.Writer, list []*pb.Snapshot) {
+	table(w, "VOLUME SNAPSHOT STATE TAKEN SIZE USED BY", func(row func(...any)) {
+		for _, s := range list {
+			taken, used, by := "", "", s.Schedule
+			if s.Taken.IsValid() {
+				taken = s.Taken.AsTime().Format(time.DateTime)
+			}
+			if s.Used >= 0 {
+				used = spec.FormatSize(s.Used)
+			}
+			if s.Group != "" {
+				by = "group " + s.Group
+			}
+			row(s.Volume, s.Name, s.State, taken, spec.FormatSize(s.Size), used, by)
+		}
+	})
+}
+
+func newSnapshotShowCommand(g *globalOptions) *cobra.Command {
+	var o outputFlag
+	cmd := &cobra.Command{
+		Use: "show VOLUME NAME", Short: "Show a snapshot",
+		Args: args(cobra.ExactArgs(2)), ValidArgsFunction: completeVolumes(g),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			list, err := listSnapshots(cmd.Context(), g, &o, a[0])
+			if err != nil {
+				return err
+			}
+			for _, s := range list {
+				if s.Name == a[1] || s.Id == a[1] {
+					return o.print(cmd.OutOrStdout(), plain(s), func(w io.Writer) { snapshotTable(w, []*pb.Snapshot{s}) })
+				}
+			}
+			return fmt.Errorf("volume %s has no snapshot %q; `keelson snapshot list %s` shows them", a[0], a[1], a[0])
+		},
+	}
+	o.register(cmd)
+	return cmd
+}
+
+func newSnapshotDeleteCommand(g *globalOptions) *cobra.Command {
+	return &cobra.Command{
+		Use: "delete VOLUME NAME", Aliases: []string{"rm"}, Short: "Delete a snapshot; its space is free when this returns",
+		Args: args(cobra.ExactArgs(2)), ValidArgsFunction: completeVolumes(g),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			c, err := g.client()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), snapshotWait)
+			defer cancel()
+			if _, err := c.Snaps.DeleteSnapshot(ctx, &pb.DeleteSnapshotRequest{Volume: a[0], Name: a[1]}); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "snapshot %s of volume %s is deleted\n", a[1], a[0])
+			return nil
+		},
+	}
+}
+
+func newSnapshotRestoreCommand(g *globalOptions) *cobra.Command {
+	return &cobra.Command{
+		Use: "restore VOLUME NAME", Short: "Make a detached volume what it was; what was written since is lost, unless another snapshot has it",
+		Args: args(cobra.ExactArgs(2)), ValidArgsFunction: completeVolumes(g),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			c, err := g.client()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), snapshotWait)
+			defer cancel()
+			if _, err := c.Snaps.RestoreVolume(ctx, &pb.RestoreVolumeRequest{Volume: a[0], Snapshot: a[1]}); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "volume %s is what it was in snapshot %s\n", a[0], a[1])
+			return nil
+		},
+	}
+}
+
+func newSnapshotScheduleCommand(g *globalOptions) *cobra.Command {
+	return &cobra.Command{
+		Use: "schedule VOLUME SCHEDULE", Short: "Have snapshots of a volume taken by themselves, and old ones deleted; none ends it",
+		Long: "Have snapshots of a volume taken by themselves. A schedule is periodic=MINUTES,KEEP, daily=HH:MM,KEEP, weekly=WEEKDAY@HH:MM,KEEP or\n" +
+			"monthly=DAY@HH:MM,KEEP; several are divided by ';'. Times are UTC. KEEP is how many snapshots of that schedule are kept.",
+		Example: "  keelson snapshot schedule pg 'periodic=60,24;daily=02:30,7'\n  keelson snapshot schedule pg none",
+		Args:    args(cobra.ExactArgs(2)), ValidArgsFunction: completeVolumes(g),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			c, err := g.client()
+			if err != nil {
+				return err
+			}
+			r, err := c.Snaps.SetSchedule(cmd.Context(), &pb.SetScheduleRequest{Volume: a[0], Schedule: a[1]})
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "snapshots of volume %s: %s\n", a[0], r.Schedule)
+			return nil
+		},
+	}
+}
+
+// runVolumeClone is volume create of what another volume holds, or held.
+func runVolumeClone(ctx context.Context, g *globalOptions, o VolumeCreateOptions, name string, w io.Writer) error {
+	r := &pb.CloneVolumeRequest{Name: name, FromVolume: o.FromVolume}
+	if o.FromSnapshot != "" {
+		var ok bool
+		if r.FromVolume, r.FromSnapshot, ok = strings.Cut(o.FromSnapshot, "/"); !ok || r.FromSnapshot == "" {
+			return usageError{&spec.InvalidError{Field: "from-snapshot", Value: o.FromSnapshot, Legal: "VOLUME/SNAPSHOT"}}
+		}
+	}
+	if o.Size != "" {
+		size, err := spec.ParseSize(o.Size)
+		if err != nil {
+			return err
+		}
+		r.Size = size
+	}
+	c, err := g.client()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, snapshotWait)
+	defer cancel()
+	v, err := c.Snaps.CloneVolume(ctx, r)
+	if err != nil {
+		return err
+	}
+	return o.output.print(w, plain(v), func(w io.Writer) {
+		fmt.Fprintf(w, "volume %s, %s, replicas on %s\n", v.Name, spec.FormatSize(v.Size), replicaNodes(v))
+	})
+}

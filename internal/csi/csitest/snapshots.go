@@ -1,0 +1,91 @@
+package csitest
+
+import (
+	"context"
+	"time"
+
+	"keelson.io/keelson/internal/csi"
+)
+
+// CreateSnapshot implements csi.Keelson.
+func (w *view) CreateSnapshot(_ context.Context, volume, name string) (csi.Snapshot, error) {
+	leave, err := w.enter()
+	defer leave()
+	v := w.m.volumes[volume]
+	switch {
+	case err != nil:
+		return csi.Snapshot{}, err
+	case v == nil:
+		return csi.Snapshot{}, problem(csi.ErrNotFound, "there is no volume %q", volume)
+	}
+	for _, s := range w.m.snapshots {
+		if s.Volume == volume && s.Name == name {
+			return s, nil
+		}
+	}
+	s := csi.Snapshot{Name: name, Volume: volume, Size: v.Size, Taken: time.Now(), Ready: true}
+	w.m.snapshots = append(w.m.snapshots, s)
+	return s, nil
+}
+
+// DeleteSnapshot implements csi.Keelson.
+func (w *view) DeleteSnapshot(_ context.Context, volume, name string) error {
+	leave, err := w.enter()
+	defer leave()
+	if err != nil {
+		return err
+	}
+	for i, s := range w.m.snapshots {
+		if s.Volume == volume && s.Name == name {
+			w.m.snapshots = append(w.m.snapshots[:i:i], w.m.snapshots[i+1:]...)
+			return nil
+		}
+	}
+	return problem(csi.ErrNotFound, "volume %s has no snapshot %q", volume, name)
+}
+
+// Snapshots implements csi.Keelson.
+func (w *view) Snapshots(_ context.Context, volume string) (out []csi.Snapshot, err error) {
+	leave, err := w.enter()
+	defer leave()
+	for _, s := range w.m.snapshots {
+		if volume == "" || s.Volume == volume {
+			out = append(out, s)
+		}
+	}
+	return out, err
+}
+
+// SetSchedule implements csi.Keelson.
+func (w *view) SetSchedule(_ context.Context, volume, _ string) error {
+	leave, err := w.enter()
+	defer leave()
+	if err == nil && w.m.volumes[volume] == nil {
+		err = problem(csi.ErrNotFound, "there is no volume %q", volume)
+	}
+	return err
+}
+
+// Clone implements csi.Keelson.
+func (w *view) Clone(_ context.Context, name, volume, _ string, size int64) (csi.Volume, error) {
+	leave, err := w.enter()
+	defer leave()
+	from, old := w.m.volumes[volume], w.m.volumes[name]
+	switch {
+	case err != nil:
+		return csi.Volume{}, err
+	case from == nil:
+		return csi.Volume{}, problem(csi.ErrNotFound, "there is no volume %q", volume)
+	case old != nil && w.m.origins[name] != volume:
+		return csi.Volume{}, problem(csi.ErrExists, "there is a volume named %s already", name)
+	case old != nil:
+		return old.Volume, nil
+	}
+	clone := *from
+	clone.Name, clone.Size, clone.Node, clone.device = name, max(size, from.Size), "", ""
+	if w.m.origins == nil {
+		w.m.origins = map[string]string{}
+	}
+	w.m.volumes[name], w.m.origins[name] = &clone, volume
+	return clone.Volume, nil
+}

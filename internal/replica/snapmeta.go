@@ -1,0 +1,205 @@
+package replica
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strconv"
+
+	"github.com/minio/crc64nvme"
+
+	"keelson.io/keelson/internal/aio"
+	"keelson.io/keelson/internal/block"
+)
+
+// The file meta of a snapshot: a header of one block, framed as the replica's meta is, and a map of sectors, each of
+// which stands for 30 chunks and is valid on its own, or all zeros: so a write that a power loss tore leaves every sector as it was or
+// as it was to be.
+const (
+	snapMagic  = 0x31534c4b // "KLS1"
+	snapMapM   = 0x31504c4b // "KLP1"
+	snapHeader = block.Size
+
+	mapPerSector = sectorPayload / 16
+	mapPerBlock  = mapPerSector * (block.Size / sectorSize)
+
+	mapHeld = 1 << 0 // the snapshot holds the chunk itself
+)
+
+func snapMapBlocks(chunks int64) int64 { return (chunks + mapPerBlock - 1) / mapPerBlock }
+
+func snapMetaSize(chunks int64) int64 { return snapHeader + snapMapBlocks(chunks)*block.Size }
+
+// snapName is the name of a snapshot's directory.
+func snapName(period uint64) string { return fmt.Sprintf("%016x", period) }
+
+func parseSnapName(name string) (period uint64, ok bool) {
+	period, err := strconv.ParseUint(name, 16, 64)
+	return period, err == nil && len(name) == 16
+}
+
+// encodeSnapHeader fills the block b.
+func encodeSnapHeader(b []byte, period uint64, size int64) {
+	clear(b)
+	le := binary.LittleEndian
+	le.PutUint64(b[sectorHeader:], period)
+	le.PutUint64(b[sectorHeader+8:], uint64(size))
+	seal(b, snapMagic, period, 16)
+}
+
+func decodeSnapHeader(b []byte) (period uint64, size int64, v verdict) {
+	_, used, v := unseal(b, snapMagic)
+	if v != frameWhole {
+		return 0, 0, v
+	}
+	le := binary.LittleEndian
+	period, size = le.Uint64(b[sectorHeader:]), int64(le.Uint64(b[sectorHeader+8:]))
+	if used != 16 || size < block.Size || size%block.Size != 0 || size > maxSize || period == 0 {
+		return 0, 0, frameDamaged
+	}
+	return period, size, frameWhole
+}
+
+// mapPart is what a block of the map says: for each chunk a checksum over its sums.
+type mapPart struct {
+	held  [mapPerBlock]bool
+	check [mapPerBlock]uint64
+}
+
+// encode fills the block b, which is number index of the map.
+func (p *mapPart) encode(b []byte, index int64) {
+	clear(b)
+	le := binary.LittleEndian
+	for s := range block.Size / sectorSize {
+		sec := b[s*sectorSize : (s+1)*sectorSize]
+		some := false
+		for i := range mapPerSector {
+			if k := s*mapPerSector + i; p.held[k] {
+				some = true
+				le.PutUint64(sec[sectorHeader+16*i:], mapHeld)
+				le.PutUint64(sec[sectorHeader+16*i+8:], p.check[k])
+			}
+		}
+		if !some {
+			continue
+		}
+		le.PutUint32(sec, snapMapM)
+		sec[4] = formatVersion
+		le.PutUint64(sec[8:], uint64(index)*(block.Size/sectorSize)+uint64(s))
+		le.PutUint64(sec[24:], sectorSum(sec))
+	}
+}
+
+// decode reads the block b. The chunks of sectors that are damaged are reported by lost, with their place in the block.
+func (p *mapPart) decode(b []byte, index int64, lost func(i int)) verdict {
+	le := binary.LittleEndian
+	for s := range block.Size / sectorSize {
+		sec := b[s*sectorSize : (s+1)*sectorSize]
+		if block.IsZero(sec) {
+			continue
+		}
+		damaged := le.Uint32(sec) != snapMapM || le.Uint64(sec[24:]) != crc64nvme.Update(crc64nvme.Checksum(sec[:24]), sec[sectorHeader:]) ||
+			le.Uint64(sec[8:]) != uint64(index)*(block.Size/sectorSize)+uint64(s)
+		if !damaged && sec[4] != formatVersion {
+			return frameNewer
+		}
+		for i := range mapPerSector {
+			k := s*mapPerSector + i
+			if damaged {
+				lost(k)
+				continue
+			}
+			p.held[k] = le.Uint64(sec[sectorHeader+16*i:])&mapHeld != 0
+			p.check[k] = le.Uint64(sec[sectorHeader+16*i+8:])
+		}
+	}
+	return frameWhole
+}
+
+// mapChange is one chunk's new place in a snapshot's map.
+type mapChange struct {
+	chunk int64
+	held  bool
+	check uint64
+}
+
+// mapRound is changes of a map that are made durable together.
+type mapRound struct {
+	changes []mapChange
+	done    []func(error)
+}
+
+// commit makes changes of the map durable, then visible, and then calls done. Those who come while a round is under way share the
+// next.
+func (l *level) commit(changes []mapChange, done func(error)) {
+	l.next.changes = append(l.next.changes, changes...)
+	l.next.done = append(l.next.done, done)
+	if !l.mapBusy {
+		l.writeMap()
+	}
+}
+
+func (l *level) writeMap() {
+	round := l.next
+	l.next, l.mapBusy = mapRound{}, true
+	parts := map[int64]*mapPart{}
+	var order []int64
+	for _, ch := range round.changes {
+		i := ch.chunk / mapPerBlock
+		if parts[i] == nil {
+			parts[i] = l.part(i)
+			order = append(order, i)
+		}
+		parts[i].held[ch.chunk%mapPerBlock] = ch.held
+		parts[i].check[ch.chunk%mapPerBlock] = ch.check
+	}
+	l.writeParts(order, parts, func(err error) {
+		if err == nil {
+			for i, p := range parts {
+				l.parts[i] = p
+			}
+			for _, ch := range round.changes {
+				if ch.held {
+					l.held.add(ch.chunk)
+				} else {
+					l.held.remove(ch.chunk)
+				}
+				l.lost.remove(ch.chunk)
+			}
+		}
+		l.mapBusy = false
+		for _, fn := range round.done {
+			fn(err)
+		}
+		if len(l.next.done) > 0 && !l.mapBusy {
+			l.writeMap()
+		}
+	})
+}
+
+// part returns a copy of what block i of the map says.
+func (l *level) part(i int64) *mapPart {
+	if p := l.parts[i]; p != nil {
+		c := *p
+		return &c
+	}
+	return &mapPart{}
+}
+
+func (l *level) writeParts(order []int64, parts map[int64]*mapPart, done func(error)) {
+	if len(order) == 0 {
+		done(nil)
+		return
+	}
+	buf := getMem(l.r.loop, block.Size)
+	parts[order[0]].encode(buf.b, order[0])
+	op := &aio.Op{}
+	op.Done = func(_ int, err error) {
+		putMem(l.r.loop, buf)
+		if err != nil {
+			done(fmt.Errorf("writing the map of snapshot %016x: %w", l.period, err))
+			return
+		}
+		l.writeParts(order[1:], parts, done)
+	}
+	l.meta.WriteSync(op, buf.b, snapHeader+order[0]*block.Size)
+}

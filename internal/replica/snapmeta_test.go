@@ -1,0 +1,36 @@
+package replica
+
+import (
+	"testing"
+
+	"keelson.io/keelson/internal/block"
+)
+
+// FuzzSnapMap reads a block of a snapshot's map, and of its header, whatever is in them.
+func FuzzSnapMap(f *testing.F) {
+	b := make([]byte, block.Size)
+	p := &mapPart{}
+	p.held[0], p.held[35], p.check[35] = true, true, 7
+	p.encode(b, 3)
+	f.Add(b, int64(3))
+	encodeSnapHeader(b, 9, 1<<20)
+	f.Add(b, int64(0))
+	f.Fuzz(func(t *testing.T, b []byte, index int64) {
+		if len(b) != block.Size {
+			return
+		}
+		if period, size, v := decodeSnapHeader(b); v == frameWhole && (period == 0 || size < block.Size) {
+			t.Errorf("a header of period %d, %d bytes", period, size)
+		}
+		var p, q mapPart
+		lost := false
+		if p.decode(b, index, func(int) { lost = true }) != frameWhole || lost {
+			return
+		}
+		out := make([]byte, block.Size)
+		p.encode(out, index)
+		if q.decode(out, index, func(i int) { t.Errorf("chunk %d is lost", i) }); q.held != p.held {
+			t.Error("it holds others when it is written again")
+		}
+	})
+}

@@ -1,0 +1,184 @@
+package replica
+
+import (
+	"keelson.io/keelson/internal/aio"
+	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/wire"
+)
+
+// own returns the snapshot that the request is about, if it reaches as far as the request's chunk; or fails the request.
+func (r *Replica) own(o *op) *level {
+	l := r.snaps.find(o.req.Period)
+	if l == nil || o.chunk >= l.chunks {
+		r.finish(o, wire.StatusNotFound)
+		return nil
+	}
+	return l
+}
+
+// dropChunk ends that a snapshot holds a chunk itself. Its sums and data stay in the files, where they mean nothing.
+func (r *Replica) dropChunk(o *op) {
+	l := r.own(o)
+	if l == nil {
+		return
+	}
+	l.forget(o.chunk, func(err error) {
+		if err != nil {
+			r.finish(o, statusOf(err))
+			return
+		}
+		off, n := l.span(o.chunk)
+		o.io.Done = func(_ int, err error) {
+			o.io.Done = o.ioDone
+			r.finish(o, statusOf(err))
+		}
+		l.data.Punch(&o.io, off, n)
+	})
+}
+
+// forget ends that the snapshot holds a chunk, before its data is replaced.
+func (l *level) forget(chunk int64, done func(error)) {
+	l.r.snaps.apart.cancel(l, chunk, func() {
+		if !l.holds(chunk) {
+			l.r.loop.Post(func() { done(nil) })
+			return
+		}
+		l.commit([]mapChange{{chunk: chunk}}, done)
+	})
+}
+
+// openChunk answers a KindSnapOpen, with the sums of the head's chunk held: that may be what is copied.
+func (r *Replica) openChunk(o *op) {
+	l := r.own(o)
+	if l == nil {
+		return
+	}
+	l.forget(o.chunk, func(err error) {
+		if err != nil {
+			r.finish(o, statusOf(err))
+			return
+		}
+		base, _ := r.snaps.view(l.period, o.chunk)
+		o.req.Sums = o.req.Sums[:block.PerChunk]
+		if base == nil {
+			copy(o.req.Sums, o.ent[0].sums)
+			r.baseChunk(o, l, r.files.head, func() {})
+			return
+		}
+		if base.lost.has(o.chunk) {
+			r.finish(o, wire.StatusIOError)
+			return
+		}
+		q := &levelRead{r: r, o: o, l: base}
+		base.refs++
+		q.readSums(func() {
+			copy(rawSums(o.req.Sums), q.sums.b)
+			r.putBuf(q.sums)
+			r.baseChunk(o, l, base.data, base.release)
+		})
+	})
+}
+
+// baseChunk gives the snapshot's chunk the data of f, and then calls release.
+func (r *Replica) baseChunk(o *op, l *level, f aio.File, release func()) {
+	off, n := l.span(o.chunk)
+	o.io.Done = func(_ int, err error) {
+		o.io.Done = o.ioDone
+		release()
+		r.finish(o, statusOf(err))
+	}
+	// Behind the snapshot's end there is nothing of it.
+	for i := n / block.Size; i < block.PerChunk; i++ {
+		o.req.Sums[i] = 0
+	}
+	if block.IsZero(rawSums(o.req.Sums)) {
+		l.data.Punch(&o.io, off, n)
+		return
+	}
+	l.data.Clone(&o.io, f, off, n)
+}
+
+// writeChunk answers a KindSnapWrite.
+func (r *Replica) writeChunk(o *op) {
+	l := r.own(o)
+	if l == nil {
+		return
+	}
+	if l.holds(o.chunk) || o.req.Off+o.req.Length() > l.size {
+		r.finish(o, wire.StatusBadRequest)
+		return
+	}
+	o.io.Done = func(_ int, err error) {
+		o.io.Done = o.ioDone
+		r.finish(o, statusOf(err))
+	}
+	l.data.WriteAt(&o.io, o.req.Data, o.req.Off)
+}
+
+// sealing makes a chunk that was replaced durable, and visible.
+type sealing struct {
+	r   *Replica
+	o   *op
+	l   *level
+	op  aio.Op
+	buf mem
+	at  int // block from which to look for zeros
+}
+
+func (r *Replica) sealChunk(o *op) {
+	l := r.own(o)
+	if l == nil {
+		return
+	}
+	if l.holds(o.chunk) {
+		r.finish(o, wire.StatusBadRequest)
+		return
+	}
+	s := &sealing{r: r, o: o, l: l, buf: r.getBuf(sumsSize)}
+	copy(s.buf.b, rawSums(o.req.Sums))
+	s.punch(0, nil)
+}
+
+// punch makes the blocks that are zeros holes, one run after the other.
+func (s *sealing) punch(_ int, err error) {
+	if err != nil {
+		s.end(err)
+		return
+	}
+	off, n := s.l.span(s.o.chunk)
+	sums := s.o.req.Sums[:n/block.Size]
+	for s.at < len(sums) && sums[s.at] != 0 {
+		s.at++
+	}
+	first := s.at
+	for s.at < len(sums) && sums[s.at] == 0 {
+		s.at++
+	}
+	if first == s.at {
+		s.op.Done = s.wrote
+		s.l.sums.WriteAt(&s.op, s.buf.b, s.o.chunk*sumsSize)
+		return
+	}
+	s.op.Done = s.punch
+	s.l.data.Punch(&s.op, off+int64(first)*block.Size, int64(s.at-first)*block.Size)
+}
+
+func (s *sealing) wrote(_ int, err error) {
+	if err != nil {
+		s.end(err)
+		return
+	}
+	check := checkOf(s.buf.b)
+	syncFiles(&s.op, []aio.File{s.l.data, s.l.sums}, func(err error) {
+		if err != nil {
+			s.end(err)
+			return
+		}
+		s.l.commit([]mapChange{{s.o.chunk, true, check}}, s.end)
+	})
+}
+
+func (s *sealing) end(err error) {
+	s.r.putBuf(s.buf)
+	s.r.finish(s.o, statusOf(err))
+}

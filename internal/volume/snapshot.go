@@ -1,0 +1,413 @@
+package volume
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"keelson.io/keelson/internal/aio"
+	"keelson.io/keelson/internal/invariant"
+	"keelson.io/keelson/internal/meta"
+	"keelson.io/keelson/internal/repl"
+	"keelson.io/keelson/internal/spec"
+	"keelson.io/keelson/internal/wire"
+)
+
+// Times of the snapshotter.
+const (
+	snapWait  = 5 * time.Millisecond // until something that is about to end is looked at again
+	snapRetry = time.Second
+)
+
+// snapshotter does what the volume's record asks for: takes and deletes snapshots, makes clones, restores. One at a time:
+//
+//	follow -> (equalize) -> take | delete | clone | restore -> the record says so -> follow …
+//
+// A snapshot is the end of a period P:
+//
+//	every member makes an empty snapshot P, while writes of period P go on
+//	-> no change is begun; those under way end -> period P+1 begins, changes go on: members preserve what they change
+//	-> checkpoint of P: what the snapshot has, and didn't change since, is durable on every in-sync member
+//	-> the record names P
+//
+// Invariant: every in-sync member has every snapshot that the record names, with the same content. What the record doesn't name is
+// nobody's, and is removed before anything else is done with snapshots.
+type snapshotter struct {
+	v     *Volume
+	timer aio.Timer
+	// busy: something is under way. Invariant: then the timer is armed or a callback comes.
+	busy bool
+	// equal: the members have the snapshots that the record names, and no others.
+	equal bool
+	// pending is the period that is being made a snapshot; 0 if none is. Then no checkpoint is begun but by the snapshotter.
+	pending uint64
+	size    int64 // of the volume, when that began
+	// holding: no change of data is begun. held are those that wait.
+	holding bool
+	held    []func()
+	since   time.Duration // when holding began
+
+	// syncing are chunks whose snapshots are being made equal on a member; gate is set while what snapshots there are changes, or is about
+	// to. Invariant: never both under way.
+	syncing int
+	gate    bool
+	opening func()   // begins when syncing is 0
+	waiting []func() // begin when gate is open
+
+	job     *snapJob
+	restore restoring
+	usage   snapUsage
+}
+
+func (s *snapshotter) init(v *Volume) {
+	s.v = v
+	s.timer = v.loop.NewTimer(s.step)
+	s.restore.s = s
+}
+
+// list returns the snapshots that the members of a column shall have now: two words for each, its period and its size there.
+func (s *snapshotter) list() (list []uint64) {
+	ready := slices.Clone(s.v.rec.Snapshots)
+	slices.SortFunc(ready, func(a, b spec.Snapshot) int { return cmp.Compare(a.Period, b.Period) })
+	last := uint64(0)
+	for _, x := range ready {
+		if x.State == spec.SnapshotReady && x.Period != last {
+			last = x.Period
+			list = append(list, x.Period, uint64(spec.ColumnSize(x.Size, s.v.rec.Columns)))
+		}
+	}
+	if s.pending != 0 && s.pending != last {
+		list = append(list, s.pending, uint64(spec.ColumnSize(s.size, s.v.rec.Columns)))
+	}
+	return list
+}
+
+// has reports whether the members shall have a snapshot of the period.
+func (s *snapshotter) has(period uint64) bool {
+	list := s.list()
+	for i := 0; i < len(list); i += 2 {
+		if list[i] == period {
+			return true
+		}
+	}
+	return false
+}
+
+// any reports whether there is, or may be, a snapshot.
+func (s *snapshotter) any() bool { return len(s.v.rec.Snapshots) > 0 || s.pending != 0 }
+
+// follow does what the record says now.
+func (s *snapshotter) follow() {
+	if s.busy || s.v.phase != serving || !s.work() {
+		return
+	}
+	s.busy = true
+	s.timer.Reset(0)
+}
+
+// work reports whether there is something to do.
+func (s *snapshotter) work() bool {
+	return s.v.rec.SnapshotWork() || !s.equal && len(s.v.rec.Snapshots) > 0
+}
+
+// done ends a piece of work, and looks for the next.
+func (s *snapshotter) done() {
+	s.busy = false
+	s.follow()
+	if s.v.phase == detaching {
+		s.v.drained()
+	}
+}
+
+// again looks again later.
+func (s *snapshotter) again(d time.Duration) {
+	if s.v.phase == detaching {
+		s.done()
+		return
+	}
+	s.timer.Reset(d)
+}
+
+// step begins what comes next.
+func (s *snapshotter) step() {
+	v := s.v
+	if v.phase != serving || !s.work() {
+		s.done()
+		return
+	}
+	for _, c := range v.columns {
+		if len(c.unreconciled) > 0 && !invariant.Mutant("snapshot-unreconciled") {
+			s.again(snapWait)
+			return
+		}
+	}
+	switch {
+	case !s.equal:
+		s.equalize(s.list(), func(ok bool) {
+			if s.equal = ok; !ok {
+				s.again(snapRetry)
+				return
+			}
+			s.done()
+		})
+	case s.some(spec.SnapshotTaking):
+		s.take()
+	case s.some(spec.SnapshotDeleting):
+		s.remove()
+	default:
+		s.stepJobs()
+	}
+}
+
+func (s *snapshotter) some(state spec.SnapshotState) bool {
+	return slices.ContainsFunc(s.v.rec.Snapshots, func(x spec.Snapshot) bool { return x.State == state })
+}
+
+// equalize has every member have exactly the snapshots of these periods.
+func (s *snapshotter) equalize(list []uint64, then func(ok bool)) {
+	v := s.v
+	s.gate = true
+	s.opening = func() {
+		s.opening = nil
+		left, failed := len(v.columns), false
+		if v.phase != serving {
+			s.open()
+			then(false)
+			return
+		}
+		for _, c := range v.columns {
+			o := v.getOp(c)
+			o.kind, o.period, o.off, o.n = wire.KindSnaps, 0, 0, 0
+			o.list = list
+			o.Slow = true
+			o.then = func(f bool) {
+				failed = failed || f
+				if left--; left == 0 && v.phase != lost {
+					s.open()
+					then(!failed)
+				}
+			}
+			c.rc.Begin(&o.Op, c.rc.Everyone(), v.loop.Now())
+		}
+	}
+	if s.syncing == 0 {
+		s.opening()
+	}
+}
+
+// open lets members' chunks be made equal again.
+func (s *snapshotter) open() {
+	s.gate = false
+	waiting := s.waiting
+	s.waiting = nil
+	for _, fn := range waiting {
+		s.beginSync(fn)
+	}
+}
+
+// beginSync calls fn, now or later, when what snapshots there are doesn't change until endSync.
+func (s *snapshotter) beginSync(fn func()) {
+	if s.gate {
+		s.waiting = append(s.waiting, fn)
+		return
+	}
+	s.syncing++
+	fn()
+}
+
+func (s *snapshotter) endSync() {
+	if s.syncing--; s.syncing == 0 && s.opening != nil {
+		s.opening()
+	}
+}
+
+// blocks reports whether no checkpoint may begin: the period that is to become a snapshot must last until the cut.
+func (s *snapshotter) blocks() bool { return s.pending != 0 }
+
+// take makes the present period a snapshot.
+func (s *snapshotter) take() {
+	v := s.v
+	if v.ckpt.state != ckptIdle {
+		s.again(snapWait)
+		return
+	}
+	s.pending, s.size = v.period, v.size
+	s.equalize(s.list(), func(ok bool) {
+		if !ok || v.phase != serving {
+			s.abandon()
+			s.again(snapRetry)
+			return
+		}
+		s.holding, s.since = true, v.loop.Now()
+		s.drained()
+	})
+}
+
+// abandon gives up a snapshot that wasn't recorded. What members have of it is removed before the next one.
+func (s *snapshotter) abandon() {
+	s.pending, s.equal = 0, false
+}
+
+// hold keeps a change back until the cut.
+func (s *snapshotter) hold(fn func()) { s.held = append(s.held, fn) }
+
+// drained cuts when no change is under way any more.
+func (s *snapshotter) drained() {
+	if s.holding && (s.v.mut+s.v.oldMut == 0 || invariant.Mutant("snapshot-without-drain")) {
+		s.cut()
+	}
+}
+
+// cut ends the period, lets changes go on, and has what the snapshot holds made durable.
+func (s *snapshotter) cut() {
+	v := s.v
+	period, size, at := s.pending, s.size, v.cfg.Wall().UTC()
+	var ids []string
+	for _, x := range v.rec.Snapshots {
+		if x.State == spec.SnapshotTaking {
+			ids = append(ids, x.ID)
+		}
+	}
+	s.pending = 0
+	begun := s.checkpoint(func() { s.record(ids, period, size, at) })
+	if begun {
+		s.pending = period // is to be had by who comes back meanwhile
+		v.log.Info("snapshot cut", "period", period, "pause", v.loop.Now()-s.since)
+		v.Stats.Snapshots++
+		v.Stats.SnapshotPause = max(v.Stats.SnapshotPause, v.loop.Now()-s.since)
+	}
+	s.release()
+	if !begun {
+		s.abandon()
+		s.again(snapRetry)
+	}
+}
+
+// release lets changes go on.
+func (s *snapshotter) release() {
+	s.holding = false
+	held := s.held
+	s.held = nil
+	for _, fn := range held {
+		fn()
+	}
+}
+
+// checkpoint begins a checkpoint of the present period, and calls then when one that covers it has succeeded. It is false if none can
+// begin now.
+func (s *snapshotter) checkpoint(then func()) bool {
+	v := s.v
+	if v.ckpt.state != ckptIdle {
+		return false
+	}
+	v.ckpt.then = append(v.ckpt.then, func(ok bool) {
+		if ok {
+			then()
+			return
+		}
+		s.later(func() { s.retryCheckpoint(then) })
+	})
+	if invariant.Mutant("snapshot-without-checkpoint") {
+		fns := v.ckpt.then
+		v.ckpt.then = nil
+		v.period++
+		v.loop.Post(func() {
+			for _, fn := range fns {
+				fn(true)
+			}
+		})
+		return true
+	}
+	if !v.ckpt.begin() {
+		v.ckpt.then = nil
+		return false
+	}
+	return true
+}
+
+// retryCheckpoint is checkpoint, as often as it takes.
+func (s *snapshotter) retryCheckpoint(then func()) {
+	pending := s.pending
+	s.pending = 0
+	begun := s.checkpoint(then)
+	s.pending = pending
+	if !begun {
+		s.later(func() { s.retryCheckpoint(then) })
+	}
+}
+
+// later calls fn in a while, unless the volume is lost by then.
+func (s *snapshotter) later(fn func()) {
+	s.v.loop.NewTimer(func() {
+		if s.v.phase != lost && s.v.phase != detached {
+			fn()
+		}
+	}).Reset(4 * snapWait)
+}
+
+// record makes the snapshot real.
+func (s *snapshotter) record(ids []string, period uint64, size int64, at time.Time) {
+	s.commit(func(rec *spec.Volume) {
+		for i := range rec.Snapshots {
+			if x := &rec.Snapshots[i]; slices.Contains(ids, x.ID) && x.State == spec.SnapshotTaking {
+				x.State, x.Period, x.Size, x.Taken = spec.SnapshotReady, period, size, at
+			}
+		}
+	}, func(ok bool) {
+		s.pending = 0
+		if !ok || !s.has(period) {
+			s.equal = false
+		}
+		s.done()
+	})
+}
+
+// commit changes the record in this coordinator's term.
+func (s *snapshotter) commit(change func(*spec.Volume), done func(ok bool)) {
+	v := s.v
+	v.cfg.Meta.Update(func(rec *spec.Volume) error {
+		if rec.State.Term != v.term || rec.State.Node != v.cfg.Self {
+			return repl.ErrLost
+		}
+		rec.Snapshots, rec.Clones = slices.Clone(rec.Snapshots), slices.Clone(rec.Clones)
+		change(rec)
+		return nil
+	}, func(rec spec.Volume, rev meta.Rev, err error) {
+		if v.phase == lost || v.phase == detached {
+			return
+		}
+		if err == nil {
+			v.Update(rec, rev)
+		} else {
+			v.log.Warn("a snapshot can't be recorded", "error", err)
+		}
+		done(err == nil)
+	})
+}
+
+// remove deletes the snapshots that are to be deleted, on all members, and then from the record.
+func (s *snapshotter) remove() {
+	var ids []string
+	for _, x := range s.v.rec.Snapshots {
+		if x.State == spec.SnapshotDeleting {
+			ids = append(ids, x.ID)
+		}
+	}
+	s.equal = false
+	s.equalize(s.list(), func(ok bool) {
+		if !ok {
+			s.again(snapRetry)
+			return
+		}
+		s.equal = true
+		s.commit(func(rec *spec.Volume) {
+			rec.Snapshots = slices.DeleteFunc(rec.Snapshots, func(x spec.Snapshot) bool { return slices.Contains(ids, x.ID) })
+		}, func(bool) { s.done() })
+	})
+}
+
+// stop lets what waits go on, as the volume is lost.
+func (s *snapshotter) stop() {
+	s.timer.Stop()
+	s.release()
+}

@@ -1,0 +1,262 @@
+package volume
+
+import (
+	"math/bits"
+	"slices"
+
+	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/invariant"
+	"keelson.io/keelson/internal/wire"
+)
+
+// prepareSnaps gives a member that begins to catch up the snapshots that there are, empty where it had none, and takes away the
+// others. then is called when every change that the member was sent before has ended: what those changed at the source has a gen by
+// then that tells, so it is compared; and what comes later, the member preserves itself.
+func (r *resync) prepareSnaps(then func()) {
+	c, s := r.c, &r.c.v.snaps
+	q := &wire.Request{Kind: wire.KindSnaps, Sums: s.list()}
+	s.beginSync(func() {
+		q.Sums = s.list()
+		c.ask(r.m, q, func(*wire.Request) {
+			s.endSync()
+			switch {
+			case r.stopped:
+				r.end()
+			case q.Status != wire.StatusOK:
+				c.log(r.m).Error("the replica can't have the volume's snapshots", "status", q.Status)
+				r.fail()
+			case !s.any() || invariant.Mutant("resync-lists-too-early"):
+				then()
+			default:
+				r.afterChanges(then)
+			}
+		})
+	})
+}
+
+// afterChanges calls then when all changes that were begun up to now have ended, of which a checkpoint is proof.
+func (r *resync) afterChanges(then func()) {
+	v := r.c.v
+	if r.stopped || v.phase == lost {
+		r.end()
+		return
+	}
+	again := func() { v.loop.NewTimer(func() { r.afterChanges(then) }).Reset(4 * snapWait) }
+	if v.snaps.blocks() || v.ckpt.state != ckptIdle {
+		again()
+		return
+	}
+	v.ckpt.then = append(v.ckpt.then, func(ok bool) {
+		if ok {
+			then()
+		} else {
+			again()
+		}
+	})
+	if !v.ckpt.begin() {
+		v.ckpt.then = nil
+		again()
+	}
+}
+
+// levelSync makes what the snapshots hold of one chunk the same on a member as on the source: which of them hold it, and the
+// content. The chunk is locked, and its head is equal already.
+//
+//	levels of both -> those that only the member has are dropped -> from the newest on: compare sums -> replace what differs
+type levelSync struct {
+	c      *column
+	chunk  int64
+	source int
+	m      int
+	want   []uint64 // levels of the source, newest first
+	have   []uint64
+	drop   []uint64
+	sums   []uint64 // of the level at the source
+	base   []uint64 // of what it is replaced on
+	next   int      // block from which to look for differences
+	memory *lent
+	moved  int64
+	done   func(moved int64, err error)
+}
+
+// syncLevels does that after the head of the chunk was made equal. done is called later.
+func (c *column) syncLevels(chunk int64, source, m int, done func(moved int64, err error)) {
+	s := &c.v.snaps
+	if !s.any() || invariant.Mutant("resync-ignores-snapshots") {
+		done(0, nil)
+		return
+	}
+	s.beginSync(func() {
+		l := &levelSync{c: c, chunk: chunk, source: source, m: m}
+		l.done = func(moved int64, err error) {
+			s.endSync()
+			done(moved, err)
+		}
+		l.begin()
+	})
+}
+
+func (l *levelSync) ask(m int, r *wire.Request, then func(r *wire.Request)) {
+	r.Off = l.off() + r.Off
+	l.c.askWith(m, r, l.memory, func(*wire.Request) { then(r) })
+}
+
+func (l *levelSync) off() int64 { return l.chunk * block.ChunkSize }
+
+func (l *levelSync) finish(err error) {
+	if l.memory != nil {
+		l.memory.release()
+		l.memory = nil
+	}
+	l.done(l.moved, err)
+}
+
+// must calls then with the answer if it is good; otherwise the whole ends.
+func (l *levelSync) must(m int, r *wire.Request, then func()) {
+	l.ask(m, r, func(*wire.Request) {
+		if r.Status != wire.StatusOK || !l.serves() {
+			l.finish(errMember)
+			return
+		}
+		then()
+	})
+}
+
+// serves reports whether the source is in sync still.
+func (l *levelSync) serves() bool { return l.c.rc.InSync()&(1<<l.source) != 0 }
+
+func (l *levelSync) begin() {
+	from := &wire.Request{Kind: wire.KindSnapLevels, Sums: make([]uint64, 0, wire.MaxSnaps)}
+	l.must(l.source, from, func() {
+		to := &wire.Request{Kind: wire.KindSnapLevels, Sums: make([]uint64, 0, wire.MaxSnaps)}
+		l.must(l.m, to, func() {
+			for _, p := range from.Sums {
+				if l.c.v.snaps.has(p) { // else it is on its way out
+					l.want = append(l.want, p)
+				}
+			}
+			slices.Reverse(l.want)
+			for _, p := range to.Sums {
+				if !slices.Contains(l.want, p) {
+					l.drop = append(l.drop, p)
+				}
+			}
+			l.have = to.Sums
+			l.dropNext()
+		})
+	})
+}
+
+func (l *levelSync) dropNext() {
+	if len(l.drop) == 0 {
+		l.levelNext()
+		return
+	}
+	p := l.drop[0]
+	l.drop = l.drop[1:]
+	l.must(l.m, &wire.Request{Kind: wire.KindSnapDrop, Period: p}, l.dropNext)
+}
+
+func (l *levelSync) levelNext() {
+	if len(l.want) == 0 {
+		l.finish(nil)
+		return
+	}
+	p := l.want[0]
+	from := &wire.Request{Kind: wire.KindSnapSums, Period: p, Sums: make([]uint64, block.PerChunk)}
+	l.must(l.source, from, func() {
+		l.sums = from.Sums
+		if !slices.Contains(l.have, p) {
+			l.replace(p)
+			return
+		}
+		to := &wire.Request{Kind: wire.KindSnapSums, Period: p, Sums: make([]uint64, block.PerChunk)}
+		l.ask(l.m, to, func(*wire.Request) {
+			if to.Status == wire.StatusOK && slices.Equal(to.Sums, l.sums) {
+				l.want = l.want[1:]
+				l.levelNext()
+				return
+			}
+			l.replace(p) // also if they can't be read
+		})
+	})
+}
+
+// replace makes the member's chunk of the level anew, from what it has in the next newer one.
+func (l *levelSync) replace(p uint64) {
+	q := &wire.Request{Kind: wire.KindSnapOpen, Period: p, Sums: make([]uint64, block.PerChunk)}
+	l.must(l.m, q, func() {
+		l.base, l.next = q.Sums, 0
+		l.copyNext(p)
+	})
+}
+
+// copyNext moves the next run of blocks that differ. Blocks of zeros need no moving: sealing makes holes of them.
+func (l *levelSync) copyNext(p uint64) {
+	first, n := l.run()
+	if n == 0 {
+		seal := &wire.Request{Kind: wire.KindSnapSeal, Period: p, Sums: l.sums}
+		l.must(l.m, seal, func() {
+			l.want = l.want[1:]
+			l.levelNext()
+		})
+		return
+	}
+	l.next = first + n
+	if l.memory == nil {
+		if l.memory = borrow(l.c.v.loop, block.MaxIO); l.memory == nil {
+			l.finish(errBuffer)
+			return
+		}
+	}
+	data := l.memory.buf[:n*block.Size]
+	off := int64(first) * block.Size
+	l.read(l.source, 0, p, off, data, func(sums []uint64, bad [16]uint64) {
+		if sums == nil {
+			l.finish(errMember)
+			return
+		}
+		if bad != [16]uint64{} {
+			// No copy of it is intact. It stays so: its sum says what it was.
+			l.c.v.log.Error("no intact copy of blocks of a snapshot", "column", l.c.idx, "off", l.off()+off, "period", p)
+			block.SumAll(sums, data)
+		}
+		l.moved += int64(len(data))
+		l.must(l.m, &wire.Request{Kind: wire.KindSnapWrite, Period: p, Off: off, Len: int64(len(data)), Data: data, Sums: sums}, func() { l.copyNext(p) })
+	})
+}
+
+// run returns the next blocks that differ from the base and aren't zeros.
+func (l *levelSync) run() (first, n int) {
+	differs := func(b int) bool { return l.sums[b] != 0 && l.sums[b] != l.base[b] }
+	for first = l.next; first < block.PerChunk && !differs(first); first++ {
+	}
+	for first+n < block.PerChunk && n < block.MaxBlocks && differs(first+n) {
+		n++
+	}
+	return first, n
+}
+
+// read reads from a snapshot at member m, and from other in-sync members if blocks aren't intact there. then gets the sums that the data
+// has to have, nil if nobody could be asked, and the blocks that no copy has intact.
+func (l *levelSync) read(m int, tried uint32, p uint64, off int64, data []byte, then func(sums []uint64, bad [16]uint64)) {
+	q := &wire.Request{Kind: wire.KindSnapRead, Period: p, Off: off, Len: int64(len(data)), Data: data, Sums: make([]uint64, len(data)/block.Size)}
+	l.ask(m, q, func(*wire.Request) {
+		switch q.Status {
+		case wire.StatusOK:
+			then(q.Sums, [16]uint64{})
+			return
+		case wire.StatusBadSum:
+		default:
+			then(nil, [16]uint64{})
+			return
+		}
+		tried |= 1 << m
+		rest := l.c.rc.InSync() &^ tried
+		if rest == 0 {
+			then(q.Sums, q.Bad)
+			return
+		}
+		l.read(bits.TrailingZeros32(rest), tried, p, off, data, then)
+	})
+}
