@@ -1,0 +1,157 @@
+package cluster
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// usedLoops are the loop devices that have a file.
+func usedLoops() []string {
+	found, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	var out []string
+	for _, f := range found {
+		out = append(out, strings.Split(f, "/")[3])
+	}
+	return out
+}
+
+// volumeMark is what the names begin with that Keelson gives the loop devices of volumes.
+const volumeMark = "keelson:"
+
+// removeLoops frees the devices of volumes whose node is gone: those that came since, and whose file system nobody has mounted.
+// Those of pools go by themselves, with their mounts, and are waited for.
+func removeLoops(dir string, before []string) error {
+	mounted, files := fuseDevices(), poolFiles(dir)
+	ours := func(name string) bool {
+		info, err := loopInfo(name)
+		if err != nil || slices.Contains(before, name) {
+			return false
+		}
+		file := string(info.File_name[:])
+		if strings.HasPrefix(file, volumeMark) {
+			return !mounted[info.Device]
+		}
+		return files[[2]uint64{info.Device, info.Inode}]
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		left := slices.DeleteFunc(usedLoops(), func(name string) bool { return !ours(name) })
+		if len(left) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("loop devices %s can't be freed: something still uses them", strings.Join(left, ", "))
+		}
+		for _, name := range left {
+			if f, err := os.Open("/dev/" + name); err == nil {
+				_ = unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0)
+				f.Close()
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func loopInfo(name string) (*unix.LoopInfo64, error) {
+	f, err := os.Open("/dev/" + name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return unix.IoctlLoopGetStatus64(int(f.Fd()))
+}
+
+// poolFiles are the files of the nodes' pools, by device and inode: a path says little when the mount namespace is gone.
+func poolFiles(dir string) map[[2]uint64]bool {
+	out := map[[2]uint64]bool{}
+	found, _ := filepath.Glob(filepath.Join(dir, "n*", DataDir, "*.img"))
+	for _, f := range found {
+		var st unix.Stat_t
+		if unix.Stat(f, &st) == nil {
+			out[[2]uint64{st.Dev, st.Ino}] = true
+		}
+	}
+	return out
+}
+
+// abortFUSE ends connections: those of mine, and those behind devices of volumes that nobody has mounted any more, unless they were there before.
+func abortFUSE(mine map[uint64]bool, before []string) error {
+	ended := map[uint64]bool{}
+	for dev := range mine {
+		ended[dev] = true
+	}
+	var mounted map[uint64]bool
+	for _, name := range usedLoops() {
+		info, err := loopInfo(name)
+		if err != nil || slices.Contains(before, name) || !strings.HasPrefix(string(info.File_name[:]), volumeMark) {
+			continue
+		}
+		if mounted == nil {
+			mounted = fuseDevices()
+		}
+		ended[info.Device] = ended[info.Device] || !mounted[info.Device]
+	}
+	if len(ended) == 0 {
+		return nil
+	}
+	dir, err := os.MkdirTemp("", "keelson-fusectl-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(dir)
+	if err := unix.Mount("fusectl", dir, "fusectl", 0, ""); err != nil {
+		return fmt.Errorf("mount fusectl: %w", err)
+	}
+	defer func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }()
+	for dev, end := range ended {
+		if end {
+			_ = os.WriteFile(filepath.Join(dir, fmt.Sprint(unix.Minor(dev)), "abort"), []byte("1"), 0)
+		}
+	}
+	return nil
+}
+
+// fuseDevices are the FUSE file systems that any process sees mounted, by device number.
+func fuseDevices() map[uint64]bool {
+	out := map[uint64]bool{}
+	seen := map[string]bool{}
+	files, _ := filepath.Glob("/proc/[0-9]*/mountinfo")
+	for _, name := range files {
+		ns, err := os.Readlink(filepath.Join(filepath.Dir(name), "ns/mnt"))
+		if err != nil || seen[ns] {
+			continue
+		}
+		seen[ns] = true
+		for dev := range fuseMounts(name) {
+			out[dev] = true
+		}
+	}
+	return out
+}
+
+// fuseMounts reads the FUSE file systems of one mount namespace.
+func fuseMounts(mountinfo string) map[uint64]bool {
+	b, err := os.ReadFile(mountinfo)
+	if err != nil {
+		return nil
+	}
+	out := map[uint64]bool{}
+	for line := range strings.Lines(string(b)) {
+		left, right, _ := strings.Cut(line, " - ")
+		f := strings.Fields(left)
+		if len(f) < 5 || !strings.HasPrefix(right, "fuse") {
+			continue
+		}
+		var major, minor uint32
+		if _, err := fmt.Sscanf(f[2], "%d:%d", &major, &minor); err == nil {
+			out[unix.Mkdev(major, minor)] = true
+		}
+	}
+	return out
+}
