@@ -43,9 +43,7 @@ type column struct {
 	asks    []*asking
 	// fetches wait for a member that may have an intact copy, and can't be asked now.
 	fetches []func()
-	// unreadable counts, for blocks that no in-sync member could read, how often that kept a member from being brought up to date.
-	unreadable map[int64]int
-	resyncs    [repl.MaxMembers]*resync
+	resyncs [repl.MaxMembers]*resync
 
 	// dirty has a bit for every chunk that was changed since the last checkpoint.
 	dirty      []uint64

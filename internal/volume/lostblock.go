@@ -9,39 +9,24 @@ import (
 	"keelson.io/keelson/internal/wire"
 )
 
-// unreadableTries is how often bringing a chunk up to date may fail because nobody can read a block of it before that block is given
-// up: a disk may fail for a while.
-const unreadableTries = 3
-
 // replace moves a block that the winner doesn't have intact: another in-sync copy takes its place, for the winner too, as it needn't be the
 // winner's version.
 //
-// If no in-sync member has it, it is lost: reads of it fail, and will fail on the members in mask too. That must not keep
-// them from becoming in sync, or one bad block of the last copy would leave the rest of the volume without a second one for ever.
+// If every in-sync member has it damaged, it is lost: reads of it fail, and will fail on the members in mask too. That must not keep
+// them from becoming in sync, or one bad block of the last copy would leave the rest of the volume without a second one for ever. A
+// block that a disk fails to read isn't lost: it may do so later.
 func (s *chunkSync) replace(win int, mask uint32, off int64) {
 	data := s.memory.buf[:block.Size]
 	s.c.fetch(-1, off, data, func(err error) {
 		switch {
 		case err == nil:
 			s.write(mask|1<<win, off, data, []uint64{block.Sum(data)})
-		case s.c.v.phase == lost || invariant.Mutant("lost-block-stops-sync") || !errors.Is(err, errDamaged) && !s.c.giveUp(off):
+		case s.c.v.phase == lost || invariant.Mutant("lost-block-stops-sync") || !errors.Is(err, errDamaged):
 			s.finish(err)
 		default:
 			s.current(mask, off)
 		}
 	})
-}
-
-// giveUp counts the times that a block couldn't be read, and reports whether they are enough.
-func (c *column) giveUp(off int64) bool {
-	if c.unreadable == nil {
-		c.unreadable = make(map[int64]int)
-	}
-	if c.unreadable[off]++; c.unreadable[off] < unreadableTries {
-		return false
-	}
-	delete(c.unreadable, off)
-	return true
 }
 
 // current looks whether a member in mask has the very block that is lost to those in sync: that its checksum is the one

@@ -20,7 +20,15 @@ func scenario(t *testing.T, seed uint64, prepare func(p *params, q *volParams), 
 			prepare(p, q)
 		}
 	})
-	c.w.After(3*time.Second, "scenario", func() { faults(c) })
+	var begin func()
+	begin = func() {
+		if !c.faulty { // a node whose disk is slow hasn't started yet
+			c.w.After(time.Second, "scenario", begin)
+			return
+		}
+		faults(c)
+	}
+	c.w.After(3*time.Second, "scenario", begin)
 	err := c.run()
 	if testing.Verbose() {
 		t.Logf("seed %d: %s", seed, c.condition())

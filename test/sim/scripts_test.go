@@ -30,12 +30,14 @@ func (c *cluster) rolledBack() {
 		}
 		right := n.sn.Disk().Image(k.dir)
 		n.sn.Disk().Restore(old)
+		k.wentBack = true
 		for _, o := range c.nodes {
 			c.restartLater(o, c.upTo(500*time.Millisecond))
 		}
 		c.w.After(6*time.Second, "right disk", func() {
 			n.powerLoss()
 			n.sn.Disk().Restore(right)
+			k.wentBack = false
 			c.restartLater(n, 100*time.Millisecond)
 			c.kill(v.holder(), 200*time.Millisecond)
 		})
