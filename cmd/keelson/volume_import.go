@@ -245,6 +245,12 @@ func openVolume(ctx context.Context, c *api.Client, v *pb.Volume, importing bool
 	return t, nil
 }
 
+// attached reports whether the volume may still be attached by this command.
+func (t *openedVolume) attached(ctx context.Context, c *api.Client) bool {
+	v, err := c.Volumes.GetVolume(ctx, &pb.GetVolumeRequest{Name: t.name})
+	return err != nil || v.Node != "" && v.Term == t.term
+}
+
 // close detaches the volume again, also when ctx has ended.
 func (t *openedVolume) close(ctx context.Context, c *api.Client) error {
 	var err error
@@ -259,6 +265,9 @@ func (t *openedVolume) close(ctx context.Context, c *api.Client) error {
 	// The server may not have seen yet that the connection has ended.
 	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
 		_, derr := c.Volumes.DetachVolume(ctx, &pb.DetachVolumeRequest{Name: t.name})
+		if derr != nil && !t.attached(ctx, c) {
+			derr = nil // it was detached, and only the answer was lost
+		}
 		if derr == nil || time.Since(began) > 5*time.Second {
 			return errors.Join(err, derr)
 		}

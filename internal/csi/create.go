@@ -9,6 +9,7 @@ import (
 	"maps"
 	"regexp"
 	"strings"
+	"time"
 
 	pb "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
@@ -134,8 +135,25 @@ func (c *controller) request(ctx context.Context, r *pb.CreateVolumeRequest, cla
 	}, w.access, nil
 }
 
+// goneWait is how long a new volume waits for one of its name that is being deleted.
+const goneWait = 5 * time.Second
+
 // create makes the volume, or finds the one that an earlier call made.
 func (d *driver) create(ctx context.Context, req Request, capacity *pb.CapacityRange) (Volume, error) {
+	for began := time.Now(); ; {
+		v, err := d.tryCreate(ctx, req, capacity)
+		if !errors.Is(err, ErrAgain) || time.Since(began) > goneWait {
+			return v, err
+		}
+		select {
+		case <-ctx.Done():
+			return v, err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func (d *driver) tryCreate(ctx context.Context, req Request, capacity *pb.CapacityRange) (Volume, error) {
 	v, err := d.cfg.Keelson.Volume(ctx, req.Name)
 	if errors.Is(err, ErrNotFound) {
 		v, err = d.cfg.Keelson.Create(ctx, req)
