@@ -27,7 +27,7 @@ BENCH       ?= full
 BENCH_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build image deps test lint unit model model-quick model-rules sim sim-mutants sim-mutants-quick system takeover chaos e2e fuzz vuln bench demo clean
+.PHONY: help build image deps test lint unit model model-quick model-rules sim sim-mutants sim-mutants-quick system takeover chaos kube e2e fuzz vuln bench demo clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ chaos: deps build ## kill, stop, cut, fill and crash for MINUTES=n under verifie
 
 takeover: deps build ## kill a node's processes KILLS=n times under verified I/O, and upgrade it (needs root)
 	KEELSON_BIN=$(CURDIR)/$(BIN) KEELSON_KILLS=$(KILLS) $(GO) test ./test/system/takeover -count=1 -v -timeout 3600s
+
+kube: ## build the programs of Kubernetes that tests use, once, into the cache directory: some 15 minutes
+	$(GO) run ./hack/kube
 
 e2e: deps build ## Kubernetes on this machine, with Keelson, and the cases of test/e2e; CASES=regexp chooses (needs root)
 	KEELSON_BIN=$(CURDIR)/$(BIN) $(GO) test ./test/e2e -count=1 -v -timeout 3600s -run '$(CASES)'

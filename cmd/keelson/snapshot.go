@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"keelson.io/keelson/internal/api"
 	pb "keelson.io/keelson/internal/api/keelsonv1"
 	"keelson.io/keelson/internal/spec"
 )
@@ -127,28 +128,26 @@ func newSnapshotShowCommand(g *globalOptions) *cobra.Command {
 }
 
 func newSnapshotDeleteCommand(g *globalOptions) *cobra.Command {
-	return &cobra.Command{
-		Use: "delete VOLUME NAME", Aliases: []string{"rm"}, Short: "Delete a snapshot; its space is free when this returns",
-		Args: args(cobra.ExactArgs(2)), ValidArgsFunction: completeVolumes(g),
-		RunE: func(cmd *cobra.Command, a []string) error {
-			c, err := g.client()
-			if err != nil {
-				return err
-			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), snapshotWait)
-			defer cancel()
-			if _, err := c.Snaps.DeleteSnapshot(ctx, &pb.DeleteSnapshotRequest{Volume: a[0], Name: a[1]}); err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "snapshot %s of volume %s is deleted\n", a[1], a[0])
-			return nil
-		},
-	}
+	cmd := newSnapshotDeedCommand(g, func(ctx context.Context, c *api.Client, volume, name string) (string, error) {
+		_, err := c.Snaps.DeleteSnapshot(ctx, &pb.DeleteSnapshotRequest{Volume: volume, Name: name})
+		return fmt.Sprintf("snapshot %s of volume %s is deleted", name, volume), err
+	})
+	cmd.Use, cmd.Aliases, cmd.Short = "delete VOLUME NAME", []string{"rm"}, "Delete a snapshot; its space is free when this returns"
+	return cmd
 }
 
 func newSnapshotRestoreCommand(g *globalOptions) *cobra.Command {
+	cmd := newSnapshotDeedCommand(g, func(ctx context.Context, c *api.Client, volume, name string) (string, error) {
+		_, err := c.Snaps.RestoreVolume(ctx, &pb.RestoreVolumeRequest{Volume: volume, Snapshot: name})
+		return fmt.Sprintf("volume %s is what it was in snapshot %s", volume, name), err
+	})
+	cmd.Use, cmd.Short = "restore VOLUME NAME", "Make a detached volume what it was; what was written since is lost, unless another snapshot has it"
+	return cmd
+}
+
+// newSnapshotDeedCommand makes a command that does something with one snapshot, and prints what is then so.
+func newSnapshotDeedCommand(g *globalOptions, do func(ctx context.Context, c *api.Client, volume, name string) (string, error)) *cobra.Command {
 	return &cobra.Command{
-		Use: "restore VOLUME NAME", Short: "Make a detached volume what it was; what was written since is lost, unless another snapshot has it",
 		Args: args(cobra.ExactArgs(2)), ValidArgsFunction: completeVolumes(g),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			c, err := g.client()
@@ -157,10 +156,11 @@ func newSnapshotRestoreCommand(g *globalOptions) *cobra.Command {
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), snapshotWait)
 			defer cancel()
-			if _, err := c.Snaps.RestoreVolume(ctx, &pb.RestoreVolumeRequest{Volume: a[0], Snapshot: a[1]}); err != nil {
+			done, err := do(ctx, c, a[0], a[1])
+			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "volume %s is what it was in snapshot %s\n", a[0], a[1])
+			fmt.Fprintln(cmd.OutOrStdout(), done)
 			return nil
 		},
 	}

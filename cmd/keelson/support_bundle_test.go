@@ -1,15 +1,15 @@
 package main
 
 import (
-	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"keelson.io/keelson/internal/bundle/bundletest"
 )
 
 // TestSupportBundle makes one on this machine while no API answers: it has what there is, says what isn't, and none of the secrets
@@ -37,7 +37,7 @@ func TestSupportBundle(t *testing.T) {
 	if err := runSupportBundle(t.Context(), g, SupportBundleOptions{Out: "-", MaxSize: "16Mi", Logs: []string{log}, Audit: 10}, &out, &told); err != nil {
 		t.Fatal(err)
 	}
-	entries := untar(t, out.Bytes())
+	entries := bundletest.Read(t, &out)
 	for name, text := range entries {
 		for _, p := range planted {
 			if strings.Contains(text, p) {
@@ -87,28 +87,5 @@ func TestSupportBundleFile(t *testing.T) {
 		if err := runSupportBundle(t.Context(), g, bad, io.Discard, io.Discard); !errors.As(err, &usage) {
 			t.Errorf("%+v: %v", bad, err)
 		}
-	}
-}
-
-func untar(t *testing.T, b []byte) map[string]string {
-	t.Helper()
-	z, err := gzip.NewReader(bytes.NewReader(b))
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := map[string]string{}
-	for r := tar.NewReader(z); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return out
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := io.ReadAll(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		out[h.Name] = string(text)
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"os/exec"
@@ -21,6 +20,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"keelson.io/keelson/hack/image/archive"
 )
 
 // roots are the packages whose programs Keelson runs, and a shell for people who look into a container.
@@ -78,7 +79,7 @@ func (o options) run(ctx context.Context) error {
 	if err := check(ctx, root); err != nil {
 		return err
 	}
-	return archive(root, o)
+	return write(ctx, root, o)
 }
 
 // fill unpacks the packages and puts the program beside them.
@@ -268,27 +269,19 @@ func check(ctx context.Context, root string) error {
 	return nil
 }
 
-// archive writes the image's archive; a half-written one never has its name.
-func archive(root string, o options) error {
+// write makes the image's archive of the tree.
+func write(ctx context.Context, root string, o options) error {
 	if err := os.MkdirAll(filepath.Dir(o.out), 0o755); err != nil {
 		return err
 	}
-	f, err := os.Create(o.out + ".new")
-	if err != nil {
-		return err
-	}
-	err = writeImage(f, root, o.name+":"+o.version)
-	if err = errors.Join(err, f.Close()); err != nil {
-		os.Remove(f.Name())
-		return err
-	}
-	if err := os.Rename(f.Name(), o.out); err != nil {
+	i := archive.Image{Name: o.name + ":" + o.version, Entrypoint: []string{"/usr/bin/keelson"}, Env: []string{"PATH=/usr/sbin:/usr/bin"}, OfRoot: true}
+	if err := archive.Write(ctx, i, root, o.out); err != nil {
 		return err
 	}
 	st, err := os.Stat(o.out)
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(io.Writer(os.Stdout), "%s: %s:%s, %d MiB\n", o.out, o.name, o.version, st.Size()>>20)
+	_, err = fmt.Printf("%s: %s, %d MiB\n", o.out, i.Name, st.Size()>>20)
 	return err
 }

@@ -10,7 +10,8 @@ var lostBlock = func() (b [Size]byte) {
 	return b
 }()
 
-var lostSum = Sum(lostBlock[:])
+// LostSum is the checksum of a lost block.
+var LostSum = Sum(lostBlock[:])
 
 // PutLost fills a block, or several, with the content that says that the real one is lost. A member that is brought up to date gets
 // it in place of a block of which no in-sync member has an intact copy, so that one such block doesn't keep a whole replica from
@@ -23,5 +24,5 @@ func PutLost(b []byte) {
 
 // Intact reports whether b, one block, has the checksum sum, and isn't a lost one.
 func Intact(b []byte, sum uint64) bool {
-	return Sum(b) == sum && (sum != lostSum || string(b) != string(lostBlock[:]))
+	return Sum(b) == sum && (sum != LostSum || string(b) != string(lostBlock[:]))
 }

@@ -18,6 +18,9 @@ func TestIntact(t *testing.T) {
 			t.Error("a lost block must not be intact")
 		}
 	}
+	if Sum(lost[:Size]) != LostSum {
+		t.Error("LostSum isn't that of a lost block")
+	}
 	lost[Size-1] ^= 1
 	if b := lost[:Size]; !Intact(b, Sum(b)) {
 		t.Error("a block that only looks like a lost one is data")

@@ -1,9 +1,7 @@
 package bundle
 
 import (
-	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,31 +9,9 @@ import (
 	"strings"
 	"testing"
 	"time"
-)
 
-// unpack returns the entries of an archive.
-func unpack(t *testing.T, b []byte) map[string]string {
-	t.Helper()
-	z, err := gzip.NewReader(bytes.NewReader(b))
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := map[string]string{}
-	for r := tar.NewReader(z); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return out
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := io.ReadAll(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		out[h.Name] = string(text)
-	}
-}
+	"keelson.io/keelson/internal/bundle/bundletest"
+)
 
 func text(name, s string) Source {
 	return Source{name, func(context.Context) ([]byte, error) { return []byte(s), nil }}
@@ -63,7 +39,7 @@ func TestBundle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := unpack(t, b.Bytes())
+	got := bundletest.Read(t, &b)
 	for name, want := range map[string]string{
 		"dir/a/first": "first", "dir/fails": "half", "dir/long": strings.Repeat("x", 23) + "the end", "dir/last": "last", "dir/beyond": "yyyyyyy",
 	} {

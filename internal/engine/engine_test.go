@@ -200,18 +200,19 @@ func (n *node) start() {
 	}
 }
 
-// stop ends the engine as an upgrade would; the lease goes too.
-func (n *node) stop() {
+// stop ends the engine as an upgrade would, and returns what Close does; the lease goes too.
+func (n *node) stop() error {
 	if n.engine == nil {
-		return
+		return nil
 	}
 	n.lease()
-	n.engine.Close()
+	err := n.engine.Close()
 	n.listen.Close()
 	for _, l := range n.loops {
 		l.Close()
 	}
 	n.engine, n.loops = nil, nil
+	return err
 }
 
 // volume makes a record with a replica on each of the nodes.

@@ -19,51 +19,64 @@ import (
 	"keelson.io/keelson/internal/spec"
 )
 
-// TestFUSEDeviceOutlivesTheEngine writes to the loop device all the time, while the engine is stopped and
-// started anew.
-func TestFUSEDeviceOutlivesTheEngine(t *testing.T) {
+// fuseVolume is a volume that is attached with FUSE at node a, of two.
+type fuseVolume struct {
+	*cluster
+	a          *node
+	id, device string
+	stop       chan struct{}
+	result     chan error
+	rounds     int // of hammer; it may be read once there is a result
+}
+
+// newFUSEVolume makes the nodes a and b, and attaches a volume with replicas on those of them.
+func newFUSEVolume(t *testing.T, replicas ...string) *fuseVolume {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root to mount and to make loop devices")
 	}
 	c := newCluster(t, "a", "b")
-	id := c.volume("vol", 16*mib, 1, "a", "b")
-	a := c.nodes["a"]
-	at, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
+	f := &fuseVolume{cluster: c, a: c.nodes["a"], id: c.volume("vol", 16*mib, 1, replicas...), stop: make(chan struct{}), result: make(chan error, 1)}
+	at, err := f.attach()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { a.detachAny(id) }()
-	link := filepath.Join(c.runs, "a", "dev", "vol")
-	if target, err := os.Readlink(link); err != nil || target != at.Device {
-		t.Fatalf("link to %q, %v; the device is %q", target, err, at.Device)
+	f.device = at.Device
+	return f
+}
+
+func (f *fuseVolume) attach() (engine.Attached, error) {
+	return f.a.engine.Attach(f.ctx, f.id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
+}
+
+// attachAgain attaches the volume at an engine that follows another: the device must be the same.
+func (f *fuseVolume) attachAgain() {
+	f.t.Helper()
+	again, err := f.attach()
+	if err != nil || again.Device != f.device {
+		f.t.Fatalf("after the restart: %+v, %v", again, err)
 	}
-	stop, result := make(chan struct{}), make(chan error, 1)
-	rounds := 0
-	go func() { result <- hammer(at.Device, stop, &rounds) }()
-	for range 3 {
-		time.Sleep(100 * time.Millisecond)
-		a.stop()
-		time.Sleep(50 * time.Millisecond)
-		a.start()
-		again, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
-		if err != nil || again.Device != at.Device {
-			t.Fatalf("after the restart: %+v, %v", again, err)
-		}
+}
+
+// detachAny detaches the volume if it is attached still, and an engine runs.
+func (f *fuseVolume) detachAny() {
+	f.t.Helper()
+	if f.a.engine != nil {
+		f.a.detachAny(f.id)
 	}
-	time.Sleep(100 * time.Millisecond)
-	close(stop)
-	if err := <-result; err != nil {
-		t.Fatalf("after %d rounds: %v", rounds, err)
-	}
-	if v := c.record(id); v.State.Term != 4 || rounds == 0 {
-		t.Fatalf("term %d after %d rounds", v.State.Term, rounds)
-	}
-	a.detach(id)
-	if _, err := os.Lstat(link); !os.IsNotExist(err) {
-		t.Fatalf("the link is still there: %v", err)
-	}
-	if len(a.keeper.kept) != 0 {
-		t.Fatalf("descriptors are still kept: %v", a.keeper.kept)
+}
+
+// hammer begins to write to the device, and to read back what it wrote.
+func (f *fuseVolume) hammer() {
+	go func() { f.result <- hammer(f.device, f.stop, &f.rounds) }()
+}
+
+// endHammer ends that; nothing may have gone wrong.
+func (f *fuseVolume) endHammer() {
+	f.t.Helper()
+	close(f.stop)
+	if err := <-f.result; err != nil || f.rounds == 0 {
+		f.t.Fatalf("after %d rounds: %v", f.rounds, err)
 	}
 }
 
@@ -100,42 +113,58 @@ func hammer(device string, stop chan struct{}, rounds *int) error {
 	}
 }
 
+// TestFUSEDeviceOutlivesTheEngine writes to the loop device all the time, while the engine is stopped and
+// started anew.
+func TestFUSEDeviceOutlivesTheEngine(t *testing.T) {
+	f := newFUSEVolume(t, "a", "b")
+	a := f.a
+	defer f.detachAny()
+	link := filepath.Join(f.runs, "a", "dev", "vol")
+	if target, err := os.Readlink(link); err != nil || target != f.device {
+		t.Fatalf("link to %q, %v; the device is %q", target, err, f.device)
+	}
+	f.hammer()
+	for range 3 {
+		time.Sleep(100 * time.Millisecond)
+		a.stop()
+		time.Sleep(50 * time.Millisecond)
+		a.start()
+		f.attachAgain()
+	}
+	time.Sleep(100 * time.Millisecond)
+	f.endHammer()
+	if v := f.record(f.id); v.State.Term != 4 {
+		t.Fatalf("term %d after %d rounds", v.State.Term, f.rounds)
+	}
+	a.detach(f.id)
+	if _, err := os.Lstat(link); !os.IsNotExist(err) {
+		t.Fatalf("the link is still there: %v", err)
+	}
+	if len(a.keeper.kept) != 0 {
+		t.Fatalf("descriptors are still kept: %v", a.keeper.kept)
+	}
+}
+
 // TestEngineDiesRightAfterTakingATerm: the record has a term of this node that no engine has served, nor noted with the
 // device's session. The device goes on, as no other node had the volume. With two such terms that can't be known.
 func TestEngineDiesRightAfterTakingATerm(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root to mount and to make loop devices")
-	}
-	c := newCluster(t, "a", "b")
-	id := c.volume("vol", 16*mib, 1, "a", "b")
-	a := c.nodes["a"]
-	at, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { a.detachAny(id) }()
-	stop, result := make(chan struct{}), make(chan error, 1)
-	rounds := 0
-	go func() { result <- hammer(at.Device, stop, &rounds) }()
+	f := newFUSEVolume(t, "a", "b")
+	a := f.a
+	defer f.detachAny()
+	f.hammer()
 	for range 3 {
 		time.Sleep(50 * time.Millisecond)
 		a.stop()
-		c.change(id, func(v *spec.Volume) { v.State.Term++ })
+		f.change(f.id, func(v *spec.Volume) { v.State.Term++ })
 		a.start()
-		again, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
-		if err != nil || again.Device != at.Device {
-			t.Fatalf("after the restart: %+v, %v", again, err)
-		}
+		f.attachAgain()
 	}
 	time.Sleep(50 * time.Millisecond)
-	close(stop)
-	if err := <-result; err != nil {
-		t.Fatalf("after %d rounds: %v", rounds, err)
-	}
+	f.endHammer()
 	a.stop()
-	c.change(id, func(v *spec.Volume) { v.State.Term += 2 })
+	f.change(f.id, func(v *spec.Volume) { v.State.Term += 2 })
 	a.start()
-	again, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
+	again, err := f.attach()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,26 +176,16 @@ func TestEngineDiesRightAfterTakingATerm(t *testing.T) {
 // TestDeviceOfAVolumeThatWentElsewhere: another node took the volume while no engine ran here. What used the device gets an
 // error, and doesn't wait.
 func TestDeviceOfAVolumeThatWentElsewhere(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root to mount and to make loop devices")
-	}
-	c := newCluster(t, "a", "b")
-	id := c.volume("vol", 16*mib, 1, "a", "b")
-	a := c.nodes["a"]
-	at, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
-	if err != nil {
-		t.Fatal(err)
-	}
-	stop, result := make(chan struct{}), make(chan error, 1)
-	defer close(stop)
-	rounds := 0
-	go func() { result <- hammer(at.Device, stop, &rounds) }()
+	f := newFUSEVolume(t, "a", "b")
+	a := f.a
+	f.hammer()
+	defer close(f.stop)
 	time.Sleep(50 * time.Millisecond)
 	a.stop()
-	c.nodes["b"].attach(id)
+	f.nodes["b"].attach(f.id)
 	a.start()
 	select {
-	case err := <-result:
+	case err := <-f.result:
 		if err == nil {
 			t.Fatal("what used the device ended without an error")
 		}
@@ -181,80 +200,49 @@ func TestDeviceOfAVolumeThatWentElsewhere(t *testing.T) {
 // TestUnansweredRequestsWaitForTheNextEngine stops an engine while a write can't be answered, as the only replica
 // is away: the write must succeed later, and not fail.
 func TestUnansweredRequestsWaitForTheNextEngine(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root to mount and to make loop devices")
-	}
-	c := newCluster(t, "a", "b")
-	id := c.volume("vol", 16*mib, 1, "b")
-	a, b := c.nodes["a"], c.nodes["b"]
-	at, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { a.detachAny(id) }()
+	f := newFUSEVolume(t, "b")
+	a, b := f.a, f.nodes["b"]
+	defer f.detachAny()
 	b.stop()
-	stop, result := make(chan struct{}), make(chan error, 1)
-	rounds := 0
-	go func() { result <- hammer(at.Device, stop, &rounds) }()
+	f.hammer()
 	time.Sleep(300 * time.Millisecond) // the write is on its way, and stays there
-	a.lease()
-	if err := a.engine.Close(); !errors.Is(err, engine.ErrUnanswered) {
+	if err := a.stop(); !errors.Is(err, engine.ErrUnanswered) {
 		t.Fatalf("Close: %v", err)
 	}
-	a.listen.Close()
-	for _, l := range a.loops {
-		l.Close()
-	}
-	a.engine, a.loops = nil, nil
 	b.start()
 	a.start()
-	if _, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE}); err != nil {
-		t.Fatal(err)
-	}
+	f.attachAgain()
 	time.Sleep(100 * time.Millisecond)
-	close(stop)
-	if err := <-result; err != nil || rounds == 0 {
-		t.Fatalf("after %d rounds: %v", rounds, err)
-	}
+	f.endHammer()
 }
 
 // TestDeviceOfAVolumeThatIsElsewhereFails: a device of which the volume was attached elsewhere while no engine ran
 // must not wait for ever.
 func TestDeviceOfAVolumeThatIsElsewhereFails(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root to mount and to make loop devices")
-	}
-	c := newCluster(t, "a", "b")
-	id := c.volume("vol", 16*mib, 1, "a", "b")
-	a, b := c.nodes["a"], c.nodes["b"]
-	at, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
-	if err != nil {
-		t.Fatal(err)
-	}
-	stop, result := make(chan struct{}), make(chan error, 1)
-	rounds := 0
-	go func() { result <- hammer(at.Device, stop, &rounds) }()
+	f := newFUSEVolume(t, "a", "b")
+	a, b := f.a, f.nodes["b"]
+	f.hammer()
 	time.Sleep(100 * time.Millisecond)
 	a.stop()
-	d := b.attach(id)
+	d := b.attach(f.id)
 	d.write(t, 0, block.Size, 7)
-	b.detach(id)
+	b.detach(f.id)
 	a.start()
 	// It's attached here again, and not the same device as before to whoever had that open.
-	again, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
+	again, err := f.attach()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { a.detachAny(id) }()
+	defer f.detachAny()
 	select {
-	case err := <-result:
+	case err := <-f.result:
 		if err == nil {
 			t.Fatal("the old device went on")
 		}
-	case <-c.ctx.Done():
+	case <-f.ctx.Done():
 		t.Fatal("whoever uses the old device hangs")
 	}
-	close(stop)
+	close(f.stop)
 	fd, err := os.Open(again.Device)
 	if err != nil {
 		t.Fatal(err)
@@ -300,50 +288,29 @@ func (s *heldStore) PutVolume(ctx context.Context, v spec.Volume, rev meta.Rev, 
 // TestEngineEndsWhileItAttachesAgain: an engine that follows a dead one is itself told to end before its volume serves. What
 // waits in the device is for the next engine: it gets no error, and the end doesn't take long.
 func TestEngineEndsWhileItAttachesAgain(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root to mount and to make loop devices")
-	}
-	c := newCluster(t, "a", "b")
-	id := c.volume("vol", 16*mib, 1, "a", "b")
-	a := c.nodes["a"]
-	at, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { a.detachAny(id) }()
-	stop, result := make(chan struct{}), make(chan error, 1)
-	rounds := 0
-	go func() { result <- hammer(at.Device, stop, &rounds) }()
+	f := newFUSEVolume(t, "a", "b")
+	a := f.a
+	defer f.detachAny()
+	f.hammer()
 	time.Sleep(50 * time.Millisecond) // of load
 	a.stop()
-	held := &heldStore{Store: c.store, armed: true, held: make(chan struct{})}
+	held := &heldStore{Store: f.store, armed: true, held: make(chan struct{})}
 	a.store = held
 	a.start()
 	select {
 	case <-held.held: // the coordinator has fenced, and wants to say so
-	case <-c.ctx.Done():
+	case <-f.ctx.Done():
 		t.Fatal("the coordinator writes nothing to the metadata")
 	}
 	time.Sleep(100 * time.Millisecond) // requests that the kernel sends again arrive
-	a.lease()
 	began := time.Now()
-	if err := a.engine.Close(); !errors.Is(err, engine.ErrUnanswered) {
+	if err := a.stop(); !errors.Is(err, engine.ErrUnanswered) {
 		t.Errorf("Close: %v", err)
 	}
 	t.Log("ended after", time.Since(began))
-	a.listen.Close()
-	for _, l := range a.loops {
-		l.Close()
-	}
-	a.engine, a.loops, a.store = nil, nil, nil
+	a.store = nil
 	a.start()
-	again, err := a.engine.Attach(c.ctx, id, engine.AttachOptions{Frontend: spec.FrontendFUSE})
-	if err != nil || again.Device != at.Device {
-		t.Fatalf("after the restart: %+v, %v", again, err)
-	}
+	f.attachAgain()
 	time.Sleep(50 * time.Millisecond)
-	close(stop)
-	if err := <-result; err != nil || rounds == 0 {
-		t.Fatalf("after %d rounds: %v", rounds, err)
-	}
+	f.endHammer()
 }

@@ -11,28 +11,13 @@ import (
 	"testing"
 
 	"sigs.k8s.io/yaml"
-)
 
-// helm is the program, built for the tests of a whole cluster.
-func helm(t *testing.T) string {
-	t.Helper()
-	dir, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	found, err := filepath.Glob(filepath.Join(dir, "keelson-kube", "bin", "helm-v3*"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(found) == 0 {
-		t.Skip("there is no helm; `go run ./hack/kube helm` builds it")
-	}
-	return found[len(found)-1]
-}
+	"keelson.io/keelson/hack/kube/kubetest"
+)
 
 // TestHelmMakesTheSame compares with Helm itself.
 func TestHelmMakesTheSame(t *testing.T) {
-	program := helm(t)
+	program := kubetest.Program(t, "helm")
 	for name, values := range variants {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "values.yaml")

@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	extender "k8s.io/kube-scheduler/extender/v1"
+
+	"keelson.io/keelson/hack/kube/kubetest"
 )
 
 func (r *rig) extender() *Extender {
@@ -97,20 +99,20 @@ func args2(names []string) string {
 
 // testScheduler runs the real kube-scheduler with the configuration that docs/design/kubernetes.md prints: a pod goes where its data is.
 func testScheduler(t *testing.T, s *apiServer) {
-	scheduler := program(t, "kube-scheduler")
+	scheduler := kubetest.Program(t, "kube-scheduler")
 	b := s.backend(t)
 	r := newRig(t, b)
 	x := httptest.NewServer(r.extender().Handler())
 	defer x.Close()
 
-	kubeconfig := s.kubeconfig(t)
+	kubeconfig := s.Kubeconfig(t)
 	config := documented(t, "KubeSchedulerConfiguration")
 	config = strings.Replace(config, "http://127.0.0.1:9504", x.URL, 1)
 	config = strings.Replace(config, "leaderElect: true", "leaderElect: false", 1)
 	config += "clientConnection: {kubeconfig: " + kubeconfig + "}\n"
 	file := filepath.Join(t.TempDir(), "config.yaml")
 	r.ok(os.WriteFile(file, []byte(config), 0o600))
-	start(t, scheduler, "--config="+file, "--secure-port=0")
+	kubetest.Run(t, scheduler, "--config="+file, "--secure-port=0")
 
 	room := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("4"), corev1.ResourceMemory: resource.MustParse("4Gi"), corev1.ResourcePods: resource.MustParse("100")}
 	for _, n := range []string{"n1", "n2", "n3"} {

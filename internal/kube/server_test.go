@@ -1,25 +1,17 @@
 package kube
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -31,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 
+	"keelson.io/keelson/hack/kube/kubetest"
 	"keelson.io/keelson/internal/spec"
 )
 
@@ -51,100 +44,24 @@ func TestOnAPIServer(t *testing.T) {
 
 // apiServer is a running one.
 type apiServer struct {
+	*kubetest.Server
 	admin *client
 	// user is a proxy before it for the client that is tested; down cuts it off.
 	user string
 	down *atomic.Bool
-	host string
 }
 
-const (
-	adminToken = "admin-token"
-	userToken  = "user-token"
-)
-
-// program finds a program that test/e2e builds.
-func program(t *testing.T, name string) string {
-	t.Helper()
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	list, err := filepath.Glob(filepath.Join(cache, "keelson-kube", "bin", name+"-v*"))
-	if err != nil || len(list) == 0 {
-		t.Skipf("%s isn't in %s: `go run ./hack/kube` builds it, and the tests of the package against a real API server run", name, filepath.Join(cache, "keelson-kube", "bin"))
-	}
-	return list[len(list)-1]
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
-// start runs a program until the test ends. Its output is shown if the test fails.
-func start(t *testing.T, path string, args ...string) {
-	t.Helper()
-	var out bytes.Buffer
-	cmd := exec.Command(path, args...)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() {
-			text := out.String()
-			t.Logf("%s:\n%s", filepath.Base(path), text[max(0, len(text)-4000):])
-		}
-	})
-}
+const userToken = "user-token"
 
 func startServer(t *testing.T) *apiServer {
-	apiserver, etcd := program(t, "kube-apiserver"), program(t, "etcd")
-	dir := t.TempDir()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	server := kubetest.Start(t, kubetest.Options{Tokens: map[string]string{userToken: "keelson"}})
+	admin, err := newClient(config(server.URL, kubetest.AdminToken), "test")
 	if err != nil {
 		t.Fatal(err)
 	}
-	keyFile, tokens := filepath.Join(dir, "sa.key"), filepath.Join(dir, "tokens.csv")
-	block := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
-	if err := errors.Join(os.WriteFile(keyFile, block, 0o600),
-		os.WriteFile(tokens, []byte(adminToken+",admin,1,system:masters\n"+userToken+",keelson,2\n"), 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	client, peer, port := freePort(t), freePort(t), freePort(t)
-	at := func(p int) string { return fmt.Sprintf("http://127.0.0.1:%d", p) }
-	start(t, etcd, "--data-dir="+filepath.Join(dir, "etcd"), "--listen-client-urls="+at(client), "--advertise-client-urls="+at(client),
-		"--listen-peer-urls="+at(peer), "--initial-advertise-peer-urls="+at(peer), "--initial-cluster=default="+at(peer), "--unsafe-no-fsync")
-	start(t, apiserver, "--etcd-servers="+at(client), "--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", port), "--cert-dir="+filepath.Join(dir, "certs"),
-		"--token-auth-file="+tokens, "--authorization-mode=RBAC", "--service-account-issuer=https://kubernetes.default.svc",
-		"--service-account-key-file="+keyFile, "--service-account-signing-key-file="+keyFile, "--service-cluster-ip-range=10.96.0.0/16",
-		"--disable-admission-plugins=ServiceAccount,TaintNodesByCondition", "--endpoint-reconciler-type=none")
-	host := fmt.Sprintf("https://127.0.0.1:%d", port)
-	s := &apiServer{down: &atomic.Bool{}, host: host}
-	s.admin, err = newClient(config(host, adminToken), "test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for end := time.Now().Add(90 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		err := s.admin.core.Get().AbsPath("/readyz").Do(t.Context()).Error()
-		if err == nil {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("the API server isn't ready: %v", err)
-		}
-	}
+	s := &apiServer{Server: server, admin: admin, down: &atomic.Bool{}}
 	s.grant(t)
-	s.user = s.proxy(t, host)
+	s.user = s.proxy(t, server.URL)
 	return s
 }
 
@@ -384,9 +301,9 @@ func (b *realBackend) clearClaims(t *testing.T) {
 
 // testDrain: kubectl drain waits at a node that has a last copy, and goes on by itself when it isn't the last any more.
 func testDrain(t *testing.T, s *apiServer) {
-	kubectl, manager := program(t, "kubectl"), program(t, "kube-controller-manager")
-	kubeconfig := s.kubeconfig(t)
-	start(t, manager, "--kubeconfig="+kubeconfig, "--leader-elect=false", "--controllers=disruption-controller,garbage-collector-controller", "--secure-port=0")
+	kubectl, manager := kubetest.Program(t, "kubectl"), kubetest.Program(t, "kube-controller-manager")
+	kubeconfig := s.Kubeconfig(t)
+	kubetest.Run(t, manager, "--kubeconfig="+kubeconfig, "--leader-elect=false", "--controllers=disruption-controller,garbage-collector-controller", "--secure-port=0")
 	r := newRig(t, s.backend(t))
 	r.volume("v", "n2", "n1 n2!")
 	r.lead()
@@ -413,16 +330,4 @@ func testDrain(t *testing.T, s *apiServer) {
 	if out, err := drain(); err != nil {
 		t.Errorf("the drain still waits: %v: %s", err, out)
 	}
-}
-
-// kubeconfig writes a file for programs that may do everything.
-func (s *apiServer) kubeconfig(t *testing.T) string {
-	t.Helper()
-	file := filepath.Join(t.TempDir(), "kubeconfig")
-	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],
- clusters: [{name: c, cluster: {server: %q, insecure-skip-tls-verify: true}}], users: [{name: u, user: {token: %s}}]}`, s.host, adminToken)
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return file
 }

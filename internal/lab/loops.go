@@ -165,17 +165,22 @@ func mounts(pid int) []mount {
 	return out
 }
 
-// abortFUSE ends the FUSE connections behind frontends whose engine is gone for good, so that whoever waits
-// for an answer gets an error. A file system that is unmounted by the death of the engine itself
-// would wait for ever.
+// abortFUSE ends the connections behind frontends whose engine is gone for good.
 func abortFUSE(list []loop) error {
-	var mine []loop
+	var devices []uint64
 	for _, lo := range list {
 		if strings.HasPrefix(lo.name, frontendMark) {
-			mine = append(mine, lo)
+			devices = append(devices, lo.file.dev)
 		}
 	}
-	if len(mine) == 0 {
+	return AbortFUSE(devices)
+}
+
+// AbortFUSE ends the connections of FUSE file systems, by their device numbers, so that whoever waits for an answer that nobody gives
+// any more gets an error. A file system that is unmounted by the death of its server itself would wait for ever. One without a
+// connection is passed over.
+func AbortFUSE(devices []uint64) error {
+	if len(devices) == 0 {
 		return nil
 	}
 	dir, err := os.MkdirTemp("", "keelson-fusectl-")
@@ -188,8 +193,8 @@ func abortFUSE(list []loop) error {
 	}
 	defer func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }()
 	var errs []error
-	for _, lo := range mine {
-		abort := filepath.Join(dir, strconv.FormatUint(uint64(unix.Minor(lo.file.dev)), 10), "abort")
+	for _, dev := range devices {
+		abort := filepath.Join(dir, strconv.FormatUint(uint64(unix.Minor(dev)), 10), "abort")
 		if err := os.WriteFile(abort, []byte("1"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}

@@ -15,9 +15,19 @@ import (
 // If every in-sync member has it damaged, it is lost: reads of it fail, and will fail on the members in mask too. That must not keep
 // them from becoming in sync, or one bad block of the last copy would leave the rest of the volume without a second one for ever. A
 // block that a disk fails to read isn't lost: it may do so later.
+//
+// If the winner has been given a lost block, a version whose checksum was recomputed after a crash doesn't take its place: it may be the
+// very damage for which the block was given up, and nothing would show that any more.
 func (s *chunkSync) replace(win int, mask uint32, off int64) {
 	data := s.memory.buf[:block.Size]
-	s.c.fetch(-1, off, data, func(err error) {
+	first := -1
+	if b := blockOf(off); s.equals && s.sums[win][b] == block.LostSum && !invariant.Mutant("recomputed-over-lost") {
+		if first = s.stored(mask, b); first < 0 {
+			s.lose(mask, off)
+			return
+		}
+	}
+	s.c.fetch(first, off, data, func(err error) {
 		switch {
 		case err == nil:
 			s.write(mask|1<<win, off, data, []uint64{block.Sum(data)})
@@ -29,10 +39,33 @@ func (s *chunkSync) replace(win int, mask uint32, off int64) {
 	})
 }
 
+// blockOf is the number of a block in its chunk.
+func blockOf(off int64) int { return int(off % block.ChunkSize / block.Size) }
+
+// stored returns a member in mask that has stored the checksum of its block b, instead of having computed it from the disk; -1 if there is
+// none.
+func (s *chunkSync) stored(mask uint32, b int) int {
+	for rest := mask; rest != 0; rest &= rest - 1 {
+		if m := bits.TrailingZeros32(rest); s.bad[m][b/64]&(1<<(b%64)) == 0 {
+			return m
+		}
+	}
+	return -1
+}
+
+// lose gives the members in mask a lost block.
+func (s *chunkSync) lose(mask uint32, off int64) {
+	s.c.v.log.Error("a block is lost: no in-sync copy of it is intact. Reads of it fail until it is written anew; restore what it belongs to",
+		"column", s.c.idx, "off", off)
+	data := s.memory.buf[:block.Size]
+	block.PutLost(data)
+	s.write(mask, off, data, []uint64{block.LostSum})
+}
+
 // current looks whether a member in mask has the very block that is lost to those in sync: that its checksum is the one
 // that one of them stored. The winner's isn't, but it may have been given a lost block itself.
 func (s *chunkSync) current(mask uint32, off int64) {
-	b := int(off % block.ChunkSize / block.Size)
+	b := blockOf(off)
 	asked := s.c.rc.InSync() &^ (s.targets | 1<<s.source)
 	left := bits.OnesCount32(asked)
 	if left == 0 {
@@ -62,15 +95,9 @@ func (s *chunkSync) current(mask uint32, off int64) {
 // restore moves the block from a member in mask that has it, or else gives them a lost one.
 func (s *chunkSync) restore(mask uint32, off int64, b int) {
 	data, sums := s.memory.buf[:block.Size], make([]uint64, 1)
-	lose := func() {
-		s.c.v.log.Error("a block is lost: no in-sync copy of it is intact. Reads of it fail until it is written anew; restore what it belongs to",
-			"column", s.c.idx, "off", off)
-		block.PutLost(data)
-		s.write(mask, off, data, []uint64{block.Sum(data)})
-	}
 	has := s.holder(mask, b)
 	if has < 0 {
-		lose()
+		s.lose(mask, off)
 		return
 	}
 	r := &wire.Request{Kind: wire.KindRead, Off: off, Len: block.Size, Data: data, Sums: sums}
@@ -79,7 +106,7 @@ func (s *chunkSync) restore(mask uint32, off int64, b int) {
 		case wire.StatusOK:
 			s.write(s.c.rc.InSync()|mask&^(1<<has), off, data, sums)
 		case wire.StatusBadSum:
-			lose()
+			s.lose(mask, off)
 		default:
 			s.finish(errMember)
 		}

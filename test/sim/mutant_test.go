@@ -135,12 +135,15 @@ func search(m mutant) (f found, err error) {
 
 // byTest runs the one test that must fail with the mistake.
 func byTest(ctx context.Context, m mutant) (f found, err error) {
-	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run", "^"+m.test+"$")
+	cmd := exec.CommandContext(ctx, os.Args[0], "-test.v", "-test.run", "^"+m.test+"$")
 	if m.dir != "" {
-		cmd = exec.CommandContext(ctx, "go", "test", "-tags", "mutant", "-count=1", "-run", "^"+m.test+"$", m.dir)
+		cmd = exec.CommandContext(ctx, "go", "test", "-tags", "mutant", "-count=1", "-v", "-run", "^"+m.test+"$", m.dir)
 	}
 	cmd.Env = append(os.Environ(), "KEELSON_MUTANT="+m.name)
 	out, err := cmd.CombinedOutput()
+	if !bytes.Contains(out, []byte("=== RUN   "+m.test+"\n")) {
+		return f, fmt.Errorf("there is no %s: %w\n%.4000s", m.test, err, out)
+	}
 	if err == nil {
 		return f, nil
 	}

@@ -175,7 +175,8 @@ func TestDamagedSumsBehindTheEnd(t *testing.T) {
 }
 
 // TestDamageOfTheOnlyCopy damages blocks of the only in-sync copy that the other one, which is away, misses: it must become in
-// sync again all the same, without what is lost.
+// sync again all the same, without what is lost. Then the engine of the damaged copy dies again and again under writes, and computes its checksums
+// anew: what is lost must stay so, and the damage never be taken for data. (While it is the only copy, nothing would tell them apart.)
 func TestDamageOfTheOnlyCopy(t *testing.T) {
 	lost := 0
 	for seed := uint64(1); seed <= 6; seed++ {
@@ -189,6 +190,13 @@ func TestDamageOfTheOnlyCopy(t *testing.T) {
 			c.w.After(6*time.Second, "no more writes", func() { v.readOnly = true })
 			c.w.After(6500*time.Millisecond, "damage", func() { v.damage(h, since, 3) })
 			c.w.After(10*time.Second, "writes again", func() { v.readOnly = false })
+			for i := range 4 {
+				c.later(10500*time.Millisecond+time.Duration(i)*600*time.Millisecond, "kill", func() {
+					if v.settled() {
+						c.kill(h, 50*time.Millisecond)
+					}
+				})
+			}
 		})
 		lost += c.counts["lost blocks"]
 	}

@@ -15,7 +15,7 @@ import (
 // belongings lists what the nodes have that volumes could leave behind: mounts and loop devices in the
 // kernel, sockets, and keys in the metadata.
 func (c *cluster) belongings() string {
-	c.t.Helper()
+	c.T.Helper()
 	var b strings.Builder
 	for _, n := range c.Nodes() {
 		fmt.Fprintf(&b, "%s: %s\n", n, c.shell(n, "awk '{print $5, $9}' /proc/self/mountinfo | grep -v ' proc' | sort; find "+c.NodeDir(n)+"/run -type s | sort"))
@@ -27,35 +27,35 @@ func (c *cluster) belongings() string {
 
 // etcd returns a client of the metadata, with the certificate of n1.
 func (c *cluster) etcd() *clientv3.Client {
-	c.t.Helper()
+	c.T.Helper()
 	dir := pki.Dir(filepath.Join(c.NodeDir("n1"), "data", "pki"))
 	ca, err := dir.LoadCA()
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	pair, err := dir.LoadPair(pki.NodePair)
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	tls, err := pki.ClientTLS(ca, pair, "")
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"https://" + c.Address("n1") + ":9502"}, TLS: tls, DialTimeout: 5 * time.Second})
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	return client
 }
 
 // keys lists the keys of the metadata that don't come and go with leases.
 func (c *cluster) keys() []string {
-	c.t.Helper()
+	c.T.Helper()
 	client := c.etcd()
 	defer client.Close()
 	r, err := client.Get(c.ctx(), "", clientv3.WithPrefix(), clientv3.WithKeysOnly())
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	var out []string
 	for _, kv := range r.Kvs {

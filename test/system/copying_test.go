@@ -47,7 +47,7 @@ func TestImportAndExport(t *testing.T) {
 		}
 		return v.Import.Position
 	}
-	c.eventually(60*time.Second, "a position is recorded", func() error {
+	c.Eventually(60*time.Second, "a position is recorded", func() error {
 		if position() == 0 {
 			return errors.New("none")
 		}
@@ -92,7 +92,7 @@ func TestImportAndExport(t *testing.T) {
 func (c *cluster) other(dir string) string {
 	path := filepath.Join(dir, "other")
 	if err := os.WriteFile(path, make([]byte, 8<<20), 0o600); err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	return path
 }
@@ -150,13 +150,13 @@ func TestTrimGivesSpaceBack(t *testing.T) {
 
 // spaceBack checks that use takes at least so many bytes in the pool of each copy, and that free gives them back.
 func (c *cluster) spaceBack(v volume, bytes int64, use, free func()) {
-	c.t.Helper()
+	c.T.Helper()
 	occupied := func() map[string]int64 {
 		out := map[string]int64{}
 		for node, head := range c.heads(v) {
 			n, err := strconv.ParseInt(c.shell(node, "stat -c %b "+head), 10, 64)
 			if err != nil {
-				c.t.Fatal(err)
+				c.T.Fatal(err)
 			}
 			out[node] = n * 512
 		}
@@ -168,11 +168,11 @@ func (c *cluster) spaceBack(v volume, bytes int64, use, free func()) {
 	free()
 	after := occupied()
 	if len(full) != 2 {
-		c.t.Fatalf("%s has copies on %v", v.Name, full)
+		c.T.Fatalf("%s has copies on %v", v.Name, full)
 	}
 	for node := range full {
 		if full[node]-before[node] < bytes || full[node]-after[node] < bytes*9/10 {
-			c.t.Errorf("%s on %s occupied %d bytes, then %d, after the trim %d", v.Name, node, before[node], full[node], after[node])
+			c.T.Errorf("%s on %s occupied %d bytes, then %d, after the trim %d", v.Name, node, before[node], full[node], after[node])
 		}
 	}
 }
@@ -186,7 +186,7 @@ func TestLocality(t *testing.T) {
 	c.keelson(holder, "volume", "set", "follow", "--locality", "require")
 	dev = c.attach(third, "follow", "fuse")
 	w.start(dev)
-	c.eventually(90*time.Second, "a copy is where the volume is", func() error {
+	c.Eventually(90*time.Second, "a copy is where the volume is", func() error {
 		v, err := c.tryVolume(third, "follow")
 		if err != nil {
 			return err

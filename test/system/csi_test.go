@@ -60,13 +60,13 @@ type csiNode struct {
 
 // csi returns the driver of a node once it is ready.
 func (c *cluster) csi(node string) *csiNode {
-	c.t.Helper()
+	c.T.Helper()
 	conn, err := grpc.NewClient("unix:"+filepath.Join(c.NodeDir(node), "run/csi.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("localhost"))
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
-	c.t.Cleanup(func() { conn.Close() })
-	c.eventually(30*time.Second, "the CSI driver of "+node+" is ready", func() error {
+	c.T.Cleanup(func() { conn.Close() })
+	c.Eventually(30*time.Second, "the CSI driver of "+node+" is ready", func() error {
 		p, err := pb.NewIdentityClient(conn).Probe(c.ctx(), &pb.ProbeRequest{})
 		if err == nil && !p.GetReady().GetValue() {
 			err = status.Error(codes.Unavailable, "not ready")
@@ -83,12 +83,12 @@ var csiWriter = &pb.VolumeCapability{
 }
 
 func (n *csiNode) create(name string, params map[string]string) *pb.Volume {
-	n.c.t.Helper()
+	n.c.T.Helper()
 	got, err := n.CreateVolume(n.c.ctx(), &pb.CreateVolumeRequest{
 		Name: name, Parameters: params, CapacityRange: &pb.CapacityRange{RequiredBytes: 1 << 30}, VolumeCapabilities: []*pb.VolumeCapability{csiWriter},
 	})
 	if err != nil {
-		n.c.t.Fatal(err)
+		n.c.T.Fatal(err)
 	}
 	return got.Volume
 }
@@ -105,29 +105,29 @@ func (n *csiNode) publish(v *pb.Volume) error {
 }
 
 func (n *csiNode) use(v *pb.Volume) {
-	n.c.t.Helper()
+	n.c.T.Helper()
 	if err := n.stage(v); err != nil {
-		n.c.t.Fatalf("stage on %s: %v", n.name, err)
+		n.c.T.Fatalf("stage on %s: %v", n.name, err)
 	}
 	if err := n.publish(v); err != nil {
-		n.c.t.Fatalf("publish on %s: %v", n.name, err)
+		n.c.T.Fatalf("publish on %s: %v", n.name, err)
 	}
 }
 
 func (n *csiNode) leave(v *pb.Volume) {
-	n.c.t.Helper()
+	n.c.T.Helper()
 	if _, err := n.NodeUnpublishVolume(n.c.ctx(), &pb.NodeUnpublishVolumeRequest{VolumeId: v.VolumeId, TargetPath: n.target}); err != nil {
-		n.c.t.Errorf("unpublish on %s: %v", n.name, err)
+		n.c.T.Errorf("unpublish on %s: %v", n.name, err)
 	}
 	if _, err := n.NodeUnstageVolume(n.c.ctx(), &pb.NodeUnstageVolumeRequest{VolumeId: v.VolumeId, StagingTargetPath: n.staging}); err != nil {
-		n.c.t.Errorf("unstage on %s: %v", n.name, err)
+		n.c.T.Errorf("unstage on %s: %v", n.name, err)
 	}
 }
 
 func (n *csiNode) remove(v *pb.Volume) {
-	n.c.t.Helper()
+	n.c.T.Helper()
 	if _, err := n.DeleteVolume(n.c.ctx(), &pb.DeleteVolumeRequest{VolumeId: v.VolumeId}); err != nil {
-		n.c.t.Errorf("delete: %v", err)
+		n.c.T.Errorf("delete: %v", err)
 	}
 }
 
@@ -215,7 +215,7 @@ func TestCSIControlDies(t *testing.T) {
 		<-done
 		c.csi("n1")
 	}
-	c.eventually(30*time.Second, "the volume is staged", func() error { return n1.stage(v) })
+	c.Eventually(30*time.Second, "the volume is staged", func() error { return n1.stage(v) })
 	if err := n1.publish(v); err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +233,7 @@ func TestCSIDeleteFromDeadNode(t *testing.T) {
 	if err := c.Kill("n3"); err != nil {
 		t.Fatal(err)
 	}
-	c.eventually(30*time.Second, "the volume of the dead node can be deleted", func() error {
+	c.Eventually(30*time.Second, "the volume of the dead node can be deleted", func() error {
 		_, err := n2.DeleteVolume(c.ctx(), &pb.DeleteVolumeRequest{VolumeId: v.VolumeId})
 		return err
 	})

@@ -12,25 +12,25 @@ import (
 
 // offline crashes a node, runs fn with its pool mounted on the host, and starts the node again.
 func (c *cluster) offline(node string, fn func(pool string)) {
-	c.t.Helper()
+	c.T.Helper()
 	if err := c.Kill(node); err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
-	mnt := c.t.TempDir()
+	mnt := c.T.TempDir()
 	c.host("mount", "-o", "loop,nouuid", filepath.Join(c.NodeDir(node), "pool.img"), mnt)
 	fn(mnt)
 	c.host("umount", mnt)
 	if err := c.Start(node); err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	c.mend()
 }
 
 // host runs a command on the machine itself.
 func (c *cluster) host(argv ...string) {
-	c.t.Helper()
+	c.T.Helper()
 	if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
-		c.t.Fatalf("%v: %v: %s", argv, err, out)
+		c.T.Fatalf("%v: %v: %s", argv, err, out)
 	}
 }
 
@@ -50,7 +50,7 @@ func TestFlippedBytesInACopy(t *testing.T) {
 	}
 	for name, offset := range files {
 		t.Run(name, func(t *testing.T) {
-			c := &cluster{c.Lab, t}
+			c := c.in(t)
 			w.t = t
 			c.offline(victim, func(pool string) {
 				flipped := 0
@@ -65,7 +65,7 @@ func TestFlippedBytesInACopy(t *testing.T) {
 				}
 			})
 			var dev string
-			c.eventually(30*time.Second, "it can be attached where the damage is", func() error {
+			c.Eventually(30*time.Second, "it can be attached where the damage is", func() error {
 				var err error
 				dev, err = c.Keelson(c.ctx(), victim, "volume", "attach", "rot")
 				return err

@@ -11,7 +11,7 @@ import (
 // spread makes a volume with two copies on a device of 256 MiB whose data is all written, and attaches it
 // where its first copy is. It returns the nodes: holder, other copy, no copy.
 func (c *cluster) spread(name string) (w *writer, dev, holder, other, third string) {
-	c.t.Helper()
+	c.T.Helper()
 	v := c.create(name, "--size", "256Mi", "--zone-spread")
 	holder, other = v.members()[0].Node, v.members()[1].Node
 	for _, n := range c.Nodes() {
@@ -20,7 +20,7 @@ func (c *cluster) spread(name string) (w *writer, dev, holder, other, third stri
 		}
 	}
 	dev = c.attach(holder, name, "fuse")
-	w = newWriter(c.t, 256<<20)
+	w = newWriter(c.T, 256<<20)
 	w.fill(dev, 0, w.blocks)
 	return w, dev, holder, other, third
 }
@@ -239,7 +239,7 @@ func TestReplicaIsRebuiltElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.start(dev)
-	c.eventually(60*time.Second, "there are two copies again", func() error {
+	c.Eventually(60*time.Second, "there are two copies again", func() error {
 		v, err := c.tryVolume(holder, "rebuild")
 		if err != nil {
 			return err
@@ -288,7 +288,7 @@ func TestAllNodesCrashAtOnce(t *testing.T) {
 		}
 	}
 	c.mend()
-	c.eventually(60*time.Second, "it can be attached again", func() error {
+	c.Eventually(60*time.Second, "it can be attached again", func() error {
 		var err error
 		dev, err = c.Keelson(c.ctx(), holder, "volume", "attach", "blackout")
 		return err

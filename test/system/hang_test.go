@@ -9,16 +9,16 @@ import (
 
 // mountOf returns where a node has the pool of a member mounted.
 func (c *cluster) mountOf(m member) string {
-	c.t.Helper()
+	c.T.Helper()
 	return c.shell(m.Node, "awk '$3 == \"xfs\" && index($2, \""+c.NodeDir(m.Node)+"/\") == 1 && index($2, \""+m.Pool+"\") {print $2}' /proc/mounts")
 }
 
 // freeze makes the pool of a member hang: everything that would change its file system waits. The test's end thaws it in any case.
 func (c *cluster) freeze(m member) (thaw func()) {
-	c.t.Helper()
+	c.T.Helper()
 	dir := c.mountOf(m)
 	if dir == "" {
-		c.t.Fatalf("pool %s isn't mounted on %s", m.Pool, m.Node)
+		c.T.Fatalf("pool %s isn't mounted on %s", m.Pool, m.Node)
 	}
 	c.shell(m.Node, "fsfreeze -f "+dir)
 	frozen := true
@@ -28,7 +28,7 @@ func (c *cluster) freeze(m member) (thaw func()) {
 			c.shell(m.Node, "fsfreeze -u "+dir)
 		}
 	}
-	c.t.Cleanup(thaw)
+	c.T.Cleanup(thaw)
 	return thaw
 }
 
@@ -47,10 +47,10 @@ func TestHangingDisk(t *testing.T) {
 	writes := func() int64 { return c.counter(holder, "writes") }
 
 	w.start(dev)
-	c.eventually(10*time.Second, "the load runs", func() error { return atLeast(writes(), 200) })
+	c.Eventually(10*time.Second, "the load runs", func() error { return atLeast(writes(), 200) })
 	thaw := c.freeze(members[1])
 	began := time.Now()
-	c.eventually(limit+5*time.Second, "the volume goes on without the copy that hangs", func() error {
+	c.Eventually(limit+5*time.Second, "the volume goes on without the copy that hangs", func() error {
 		v := c.volume(holder, "hang")
 		if v.Health != "Degraded" || v.members()[1].State != "Stale" {
 			return fmt.Errorf("%v", v)
@@ -58,9 +58,9 @@ func TestHangingDisk(t *testing.T) {
 		return nil
 	})
 	before := writes()
-	c.eventually(3*time.Second, "writes are answered", func() error { return atLeast(writes(), before+200) })
+	c.Eventually(3*time.Second, "writes are answered", func() error { return atLeast(writes(), before+200) })
 	t.Logf("writes go on %.1f s after the disk of %s began to hang", time.Since(began).Seconds(), other)
-	c.eventually(10*time.Second, "the condition says what hangs, and for how long", func() error {
+	c.Eventually(10*time.Second, "the condition says what hangs, and for how long", func() error {
 		v := c.volume(holder, "hang")
 		if !strings.Contains(v.Condition, "(pool "+members[1].Pool+") hasn't answered for") {
 			return fmt.Errorf("%s", v.Condition)
@@ -83,7 +83,7 @@ func TestHangingDisk(t *testing.T) {
 	// The last copy in sync.
 	w.start(dev)
 	thaws := []func(){c.freeze(members[1]), c.freeze(members[0])}
-	c.eventually(limit+10*time.Second, "the condition says that the last copy hangs", func() error {
+	c.Eventually(limit+10*time.Second, "the condition says that the last copy hangs", func() error {
 		v := c.volume(holder, "hang")
 		if !strings.Contains(v.Condition, "(pool "+members[0].Pool+") hasn't answered for") {
 			return fmt.Errorf("%v", v)
@@ -94,7 +94,7 @@ func TestHangingDisk(t *testing.T) {
 	thaws[1]()
 	thaws[0]()
 	before = writes()
-	c.eventually(10*time.Second, "writes go on", func() error { return atLeast(writes(), before+200) })
+	c.Eventually(10*time.Second, "writes go on", func() error { return atLeast(writes(), before+200) })
 	if err := w.halt(); err != nil {
 		t.Fatalf("a write failed: %v", err)
 	}

@@ -1,11 +1,8 @@
 package system
 
 import (
-	"archive/tar"
-	"compress/gzip"
 	"encoding/json"
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +12,8 @@ import (
 	pb "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"keelson.io/keelson/internal/bundle/bundletest"
 )
 
 // inlineHandle is one that kubelet could have made up.
@@ -62,7 +61,7 @@ func TestInlineVolume(t *testing.T) {
 	if err := n1.inlineGone(); err != nil {
 		t.Fatal(err)
 	}
-	c.eventually(30*time.Second, "the volume is gone", func() error {
+	c.Eventually(30*time.Second, "the volume is gone", func() error {
 		if list := c.volumes(); len(list) > 0 {
 			return errors.New(list[0].Name + " is there")
 		}
@@ -98,7 +97,7 @@ func TestInlineVolumeIsDeletedWithItsDeadNode(t *testing.T) {
 	if err := c.Cut("n1"); err != nil {
 		t.Fatal(err)
 	}
-	c.eventually(30*time.Second, "it can be deleted", func() error {
+	c.Eventually(30*time.Second, "it can be deleted", func() error {
 		_, err := c.Keelson(c.ctx(), "n2", "volume", "delete", name)
 		return err
 	})
@@ -106,7 +105,7 @@ func TestInlineVolumeIsDeletedWithItsDeadNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.mend()
-	c.eventually(60*time.Second, "its pod's volume is taken away on n1", func() error {
+	c.Eventually(60*time.Second, "its pod's volume is taken away on n1", func() error {
 		if err := n1.inlineGone(); err != nil {
 			return err
 		}
@@ -133,7 +132,7 @@ func TestOrphanOfACrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.mend()
-	c.eventually(60*time.Second, "the volume is collected", func() error {
+	c.Eventually(60*time.Second, "the volume is collected", func() error {
 		if list := c.volumes(); len(list) > 0 {
 			return errors.New(list[0].Name + " is there")
 		}
@@ -203,6 +202,7 @@ func TestSupportBundleOfANode(t *testing.T) {
 	}
 }
 
+// readBundle returns the entries of a bundle by their names in its directory.
 func readBundle(t *testing.T, file string) map[string]string {
 	t.Helper()
 	f, err := os.Open(file)
@@ -210,26 +210,12 @@ func readBundle(t *testing.T, file string) map[string]string {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
 	out := map[string]string{}
-	for r := tar.NewReader(z); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return out
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, err := io.ReadAll(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, name, _ := strings.Cut(h.Name, "/")
-		out[name] = string(b)
+	for name, text := range bundletest.Read(t, f) {
+		_, name, _ = strings.Cut(name, "/")
+		out[name] = text
 	}
+	return out
 }
 
 // TestInlineVolumeOfNonsense is refused before anything is made.

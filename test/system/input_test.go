@@ -73,7 +73,7 @@ func TestBadRequestsForVolumes(t *testing.T) {
 		{"a flag that doesn't exist", usage, []string{"--loud"}, []string{"status", "--loud"}},
 	} {
 		t.Run(x.what, func(t *testing.T) {
-			(&cluster{c.Lab, t}).refused(x.code, x.says, "n1", x.args...)
+			c.in(t).refused(x.code, x.says, "n1", x.args...)
 		})
 	}
 	if after := c.keelson("n1", "volume", "list", "-o", "json"); after != before {
@@ -95,7 +95,7 @@ func (c *cluster) absentMedia() string {
 			return m
 		}
 	}
-	c.t.Fatal("the lab has pools of all media")
+	c.T.Fatal("the lab has pools of all media")
 	return ""
 }
 
@@ -135,8 +135,8 @@ func TestBadRequestsForPools(t *testing.T) {
 // server runs `keelson server` on n3 beside the node's own, with a configuration of its own, and returns its
 // exit code and what it said. It must give up by itself.
 func (c *cluster) server(name string, change map[string]any) (code int, said string) {
-	c.t.Helper()
-	dir := filepath.Join(c.t.TempDir(), name)
+	c.T.Helper()
+	dir := filepath.Join(c.T.TempDir(), name)
 	conf := map[string]any{
 		"node": name, "dataDir": dir + "/data", "runDir": dir + "/run", "address": c.Address("n3"),
 		"apiPort": 9600, "enginePort": 9601, "etcdClientPort": 9602, "etcdPeerPort": 9603, "roles": []string{"storage"},
@@ -146,21 +146,21 @@ func (c *cluster) server(name string, change map[string]any) (code int, said str
 	}
 	b, err := yaml.Marshal(conf)
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	if err := os.WriteFile(dir+"/keelson.yaml", b, 0o600); err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	said, _ = c.tryShell("n3", fmt.Sprintf("timeout -s KILL 25 %s server --config %s/keelson.yaml --data-dir %s 2>&1; echo exit=$?", c.Binary(), dir, conf["dataDir"]))
 	_, after, _ := strings.Cut(said, "exit=")
 	if _, err := fmt.Sscan(after, &code); err != nil {
-		c.t.Fatalf("no exit code in %q", said)
+		c.T.Fatalf("no exit code in %q", said)
 	}
 	if out, _ := exec.Command("pgrep", "-f", "holder --config "+dir+"/").Output(); code == permanent && len(out) > 0 {
-		c.t.Errorf("a server that ended left its holder: process %s", strings.TrimSpace(string(out)))
+		c.T.Errorf("a server that ended left its holder: process %s", strings.TrimSpace(string(out)))
 	}
 	return code, said
 }
@@ -190,7 +190,7 @@ func TestJoinIsRefused(t *testing.T) {
 		{"the data directory of another node", map[string]any{"dataDir": c.NodeDir("n2") + "/data"}, []string{"n2"}},
 	} {
 		t.Run(strings.ReplaceAll(x.what, " ", "-"), func(t *testing.T) {
-			code, said := (&cluster{c.Lab, t}).server("stranger", x.change)
+			code, said := c.in(t).server("stranger", x.change)
 			if code != permanent && code != usage && code != 1 {
 				t.Errorf("exit code %d: %s", code, said)
 			}
@@ -227,7 +227,7 @@ func TestCertificateOfAnotherClusterIsRefused(t *testing.T) {
 	}
 	defer func() { _ = cmd.Cancel(); _ = cmd.Wait() }()
 	as := "--data-dir=" + dir + "/data"
-	c.eventually(30*time.Second, "the other cluster is up", func() error {
+	c.Eventually(30*time.Second, "the other cluster is up", func() error {
 		_, err := c.Keelson(c.ctx(), "n3", as, "status")
 		return err
 	})

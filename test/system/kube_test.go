@@ -2,22 +2,16 @@ package system
 
 import (
 	"bytes"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
-	"keelson.io/keelson/hack/kube/binaries"
+	"keelson.io/keelson/hack/kube/kubetest"
 )
 
 // kubernetes is a control plane without kubelets, which the nodes of the lab are told of: what there is of their pods is what a test
@@ -30,49 +24,10 @@ type kubernetes struct {
 
 // withKubernetes starts etcd and the API server, and has the control process of every node use it.
 func (c *cluster) withKubernetes() *kubernetes {
-	t := c.t
-	t.Helper()
-	cache, err := binaries.CacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	have, _ := binaries.Find(cache)
-	for _, p := range []string{"etcd", "kube-apiserver", "kubectl"} {
-		if have[p] == "" {
-			t.Skipf("%s isn't in %s: `go run ./hack/kube` builds it", p, cache)
-		}
-	}
-	dir := t.TempDir()
-	k := &kubernetes{c: c, kubectl: have["kubectl"], kubeconfig: filepath.Join(dir, "kubeconfig")}
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write := func(name, text string) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	sa := write("sa.key", string(pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})))
-	tokens := write("tokens.csv", "token,admin,1,system:masters\n")
-	client, peer, port := freePort(t), freePort(t), freePort(t)
-	at := func(p int) string { return fmt.Sprintf("http://127.0.0.1:%d", p) }
-	c.program(have["etcd"], "--data-dir="+filepath.Join(dir, "etcd"), "--listen-client-urls="+at(client), "--advertise-client-urls="+at(client),
-		"--listen-peer-urls="+at(peer), "--initial-advertise-peer-urls="+at(peer), "--initial-cluster=default="+at(peer), "--unsafe-no-fsync")
+	c.T.Helper()
 	host := c.Address("n1")
 	host = host[:strings.LastIndex(host, ".")] + ".254"
-	c.program(have["kube-apiserver"], "--etcd-servers="+at(client), "--bind-address="+host, "--advertise-address="+host, fmt.Sprintf("--secure-port=%d", port),
-		"--cert-dir="+filepath.Join(dir, "certs"), "--token-auth-file="+tokens, "--authorization-mode=RBAC", "--service-account-issuer=https://kubernetes.default.svc",
-		"--service-account-key-file="+sa, "--service-account-signing-key-file="+sa, "--service-cluster-ip-range=10.96.0.0/16",
-		"--disable-admission-plugins=ServiceAccount,TaintNodesByCondition", "--endpoint-reconciler-type=none")
-	write("kubeconfig", fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],
- clusters: [{name: c, cluster: {server: "https://%s:%d", insecure-skip-tls-verify: true}}], users: [{name: u, user: {token: token}}]}`, host, port))
-	c.eventually(90*time.Second, "the API server is ready", func() error {
-		_, err := k.try("", "get", "--raw", "/readyz")
-		return err
-	})
+	k := &kubernetes{c: c, kubectl: kubetest.Program(c.T, "kubectl"), kubeconfig: kubetest.Start(c.T, kubetest.Options{Host: host}).Kubeconfig(c.T)}
 	for _, n := range c.Nodes() {
 		c.addSettings(n, fmt.Sprintf("kube:\n  enabled: true\n  kubeconfig: %s\n  kubeletDir: %s\n", k.kubeconfig, filepath.Join(c.NodeDir(n), "kubelet")))
 		k.apply(fmt.Sprintf(`{"apiVersion":"v1","kind":"Node","metadata":{"name":"kube-%[1]s"}}
@@ -84,7 +39,7 @@ func (c *cluster) withKubernetes() *kubernetes {
 
 // addSettings adds to a node's configuration, and has its control process read it, until the test ends.
 func (c *cluster) addSettings(node, text string) {
-	c.t.Helper()
+	c.T.Helper()
 	file := filepath.Join(c.NodeDir(node), "keelson.yaml")
 	before, err := os.ReadFile(file)
 	if err == nil {
@@ -94,41 +49,11 @@ func (c *cluster) addSettings(node, text string) {
 		err = c.KillProcess(node, "control")
 	}
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
-	c.t.Cleanup(func() {
+	c.T.Cleanup(func() {
 		if err := errors.Join(os.WriteFile(file, before, 0o600), c.KillProcess(node, "control")); err != nil {
-			c.t.Error(err)
-		}
-	})
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
-// program runs one until the test ends, and shows the end of its output if the test fails.
-func (c *cluster) program(path string, args ...string) {
-	c.t.Helper()
-	var out bytes.Buffer
-	cmd := exec.Command(path, args...)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		c.t.Fatal(err)
-	}
-	c.t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if c.t.Failed() {
-			text := out.String()
-			c.t.Logf("%s:\n%s", filepath.Base(path), text[max(0, len(text)-2000):])
+			c.T.Error(err)
 		}
 	})
 }
@@ -144,24 +69,24 @@ func (k *kubernetes) try(input string, args ...string) (string, error) {
 }
 
 func (k *kubernetes) run(args ...string) string {
-	k.c.t.Helper()
+	k.c.T.Helper()
 	out, err := k.try("", args...)
 	if err != nil {
-		k.c.t.Fatal(err)
+		k.c.T.Fatal(err)
 	}
 	return out
 }
 
 func (k *kubernetes) apply(manifest string) {
-	k.c.t.Helper()
+	k.c.T.Helper()
 	if _, err := k.try(manifest, "apply", "--server-side", "-f", "-"); err != nil {
-		k.c.t.Fatal(err)
+		k.c.T.Fatal(err)
 	}
 }
 
 // pod makes a running pod of a StatefulSet on a node, with a claim of a volume.
 func (k *kubernetes) pod(name, volume, node string) (uid string) {
-	k.c.t.Helper()
+	k.c.T.Helper()
 	k.apply(fmt.Sprintf(`{"apiVersion":"v1","kind":"PersistentVolume","metadata":{"name":"%[2]s"},"spec":{"capacity":{"storage":"1Gi"},"accessModes":["ReadWriteOnce"],
  "csi":{"driver":"csi.keelson.io","volumeHandle":"%[2]s"},"claimRef":{"namespace":"default","name":"%[1]s"}}}
 ---
@@ -212,7 +137,7 @@ func TestFailoverOfPods(t *testing.T) {
 	if err := c.Cut("n1"); err != nil {
 		t.Fatal(err)
 	}
-	c.eventually(40*time.Second, "the pod is deleted", func() error {
+	c.Eventually(40*time.Second, "the pod is deleted", func() error {
 		if _, err := k.try("", "get", "pod", "pg-0"); err == nil || !strings.Contains(err.Error(), "NotFound") {
 			return fmt.Errorf("it is there: %v", err)
 		}
@@ -236,13 +161,13 @@ func TestFailoverOfPods(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.mend()
-	c.eventually(30*time.Second, "the mark is gone", func() error {
+	c.Eventually(30*time.Second, "the mark is gone", func() error {
 		if k.tainted("n1") {
 			return errors.New("it is there")
 		}
 		return nil
 	})
-	c.eventually(60*time.Second, "the dead mounts are gone", func() error {
+	c.Eventually(60*time.Second, "the dead mounts are gone", func() error {
 		if got := c.shell("n1", "grep "+kubelet+"/ /proc/mounts || true"); got != "" {
 			return errors.New(got)
 		}

@@ -1,7 +1,6 @@
 package system
 
 import (
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,44 +10,20 @@ import (
 	"testing"
 
 	"keelson.io/keelson/internal/lab"
+	"keelson.io/keelson/internal/lab/labtest"
 )
 
 // A node's keeper is killed by a stranger, so that nobody can say in which order things end, while a file
 // system is mounted and written to. Down must get rid of all the same.
 func TestLabDownAfterACrash(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: runs daemons in namespaces")
-	}
-	b, err := program()
-	if err != nil {
-		t.Fatal(err)
-	}
 	const name = "system-crash"
 	dir := lab.Dir(name)
-	remove := func() error {
-		if err := lab.Down(name, dir); err != nil && !errors.Is(err, lab.ErrNoLab) {
-			return err
-		}
-		return nil
-	}
-	if err := remove(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := remove(); err != nil {
-			t.Error(err)
-		}
-	})
-	l, err := lab.Up(t.Context(), lab.Config{Name: name, Binary: b, Nodes: 1, Zones: 1, PoolSize: "1Gi"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &cluster{l, t}
+	c := &cluster{labtest.Up(t, lab.Config{Name: name, Nodes: 1, Zones: 1, PoolSize: "1Gi"})}
 	c.keelson("n1", "volume", "create", "v", "--size", "64Mi", "--replicas", "1")
 	dev := c.attach("n1", "v", "fuse")
 	mnt := filepath.Join(dir, "mnt")
 	c.shell("n1", "mkdir "+mnt+" && mkfs.ext4 -q "+dev+" && mount "+dev+" "+mnt)
-	writer, err := l.Command(t.Context(), "n1", "sh", "-c", "while dd if=/dev/zero of="+mnt+"/f bs=1M count=8 conv=fsync; do :; done")
+	writer, err := c.Command(t.Context(), "n1", "sh", "-c", "while dd if=/dev/zero of="+mnt+"/f bs=1M count=8 conv=fsync; do :; done")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,9 +55,9 @@ func (c *cluster) replicaDirs(node string) string {
 }
 
 func (c *cluster) wantNoReplicas() {
-	c.t.Helper()
+	c.T.Helper()
 	for _, n := range c.Nodes() {
-		c.eventually(15*time.Second, "no replica is left on "+n, func() error {
+		c.Eventually(15*time.Second, "no replica is left on "+n, func() error {
 			if dirs := c.replicaDirs(n); dirs != "" {
 				return fmt.Errorf("left: %s", dirs)
 			}
@@ -174,7 +174,7 @@ func TestManyVolumesLeaveNothing(t *testing.T) {
 		c.remove(c.Nodes()[(i+1)%3], fmt.Sprintf("many%d", i))
 	}
 	c.wantNoReplicas()
-	c.eventually(10*time.Second, "everything is as before", func() error {
+	c.Eventually(10*time.Second, "everything is as before", func() error {
 		if after := c.belongings(); after != before {
 			return fmt.Errorf("before:\n%s\nafter:\n%s", before, after)
 		}

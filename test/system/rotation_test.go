@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"keelson.io/keelson/internal/lab"
+	"keelson.io/keelson/internal/lab/labtest"
 	"keelson.io/keelson/internal/pki"
 )
 
@@ -35,7 +36,7 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 	load := c.fio(holder, dev)
 
 	seen := map[string]map[string]bool{holder: {}, other: {}}
-	c.eventually(2*time.Minute, "three rotations", func() error {
+	c.Eventually(2*time.Minute, "three rotations", func() error {
 		for n, s := range seen {
 			cert := c.certificate(n)
 			if time.Now().After(cert.NotAfter) {
@@ -76,41 +77,16 @@ func TestCertificatesRotateUnderLoad(t *testing.T) {
 // briefLab is a lab of two nodes whose certificates last for briefValid.
 func briefLab(t *testing.T) *cluster {
 	t.Helper()
-	shared(t) // so that tests that can't run are skipped with the reason
-	b, err := program()
-	if err != nil {
-		t.Fatal(err)
-	}
-	name := labName + "-brief"
-	remove := func() {
-		if err := lab.Down(name, lab.Dir(name)); err != nil && !errors.Is(err, lab.ErrNoLab) {
-			t.Error(err)
-		}
-	}
-	remove() // of a run that was killed
-	t.Cleanup(remove)
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-	defer cancel()
-	l, err := lab.Up(ctx, lab.Config{Name: name, Binary: b, Nodes: 2, Zones: 2, PoolSize: "2Gi", Settings: map[string]any{
+	return &cluster{labtest.Up(t, lab.Config{Name: labtest.Name("-brief"), Nodes: 2, Zones: 2, PoolSize: "2Gi", Settings: map[string]any{
 		"certificates": map[string]any{"valid": briefValid.String(), "renewBefore": briefBefore.String()},
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &cluster{l, t}
-	t.Cleanup(func() {
-		if t.Failed() {
-			c.showLogs()
-		}
-	})
-	return c
+	}})}
 }
 
 func (c *cluster) certificate(node string) *x509.Certificate {
-	c.t.Helper()
+	c.T.Helper()
 	p, err := pki.Dir(filepath.Join(c.NodeDir(node), "data", "pki")).LoadPair(pki.NodePair)
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	return p.Cert
 }
@@ -128,22 +104,22 @@ func (c *cluster) lostLinks() (n int) {
 // serves looks at the certificate that the engine and the API of a node show to those who connect now: it is valid, and not the
 // first one.
 func (c *cluster) serves(node string, first *x509.Certificate) {
-	c.t.Helper()
+	c.T.Helper()
 	own, err := pki.Dir(filepath.Join(c.NodeDir(node), "data", "pki")).LoadPair(pki.NodePair)
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	conf := &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{{Certificate: [][]byte{own.Cert.Raw}, PrivateKey: own.Key}}}
 	for _, port := range []string{"9500", "9501", "9502"} {
 		conn, err := tls.Dial("tcp", c.Address(node)+":"+port, conf)
 		if err != nil {
-			c.t.Errorf("port %s of %s: %v", port, node, err)
+			c.T.Errorf("port %s of %s: %v", port, node, err)
 			continue
 		}
 		shown := conn.ConnectionState().PeerCertificates[0]
 		conn.Close()
 		if time.Now().After(shown.NotAfter) || shown.Equal(first) {
-			c.t.Errorf("port %s of %s shows a certificate that ends at %s; the first one ended at %s", port, node, shown.NotAfter, first.NotAfter)
+			c.T.Errorf("port %s of %s shows a certificate that ends at %s; the first one ended at %s", port, node, shown.NotAfter, first.NotAfter)
 		}
 	}
 }
@@ -156,19 +132,19 @@ type load struct {
 
 // fio writes to a device in rounds, each verified, until it is stopped.
 func (c *cluster) fio(node, dev string) *load {
-	c.t.Helper()
+	c.T.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	flag := filepath.Join(c.t.TempDir(), "stop")
+	flag := filepath.Join(c.T.TempDir(), "stop")
 	line := fmt.Sprintf("while [ ! -e %s ]; do fio --name=v --filename=%s --rw=randwrite --bs=4k --iodepth=8 --ioengine=libaio --direct=1 --size=16M --rate_iops=1500 "+
 		"--verify=crc32c --verify_fatal=1 --do_verify=1 --verify_state_save=0 --minimal || exit 1; done", flag, dev)
 	cmd, err := c.Command(ctx, node, "sh", "-c", line)
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	l := &load{done: make(chan error, 1)}
 	ended := make(chan struct{})
@@ -184,7 +160,7 @@ func (c *cluster) fio(node, dev string) *load {
 		l.done <- err
 	}()
 	l.end = func() { c.shell(node, "touch "+flag) }
-	c.t.Cleanup(func() { cancel(); <-ended })
+	c.T.Cleanup(func() { cancel(); <-ended })
 	return l
 }
 

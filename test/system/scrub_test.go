@@ -38,28 +38,28 @@ type scrub struct {
 
 // scrub scrubs a volume and waits. What the command prints when it fails is not JSON: the result is read from the volume.
 func (c *cluster) scrub(node, name string, well bool, more ...string) scrub {
-	c.t.Helper()
+	c.T.Helper()
 	_, err := c.Keelson(c.ctx(), node, append([]string{"volume", "scrub", name, "--wait"}, more...)...)
 	if (err == nil) != well {
-		c.t.Errorf("scrub of %s: %v", name, err)
+		c.T.Errorf("scrub of %s: %v", name, err)
 	}
 	var v struct {
 		Scrub scrub `json:"scrub"`
 	}
 	if err := c.JSON(c.ctx(), node, &v, "volume", "show", name); err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	return v.Scrub
 }
 
 // heads returns the file with the data of each copy, and the node that it is on, as the node sees it.
 func (c *cluster) heads(v volume) map[string]string {
-	c.t.Helper()
+	c.T.Helper()
 	out := map[string]string{}
 	for _, m := range v.members() {
 		out[m.Node] = c.shell(m.Node, "find $(awk '$3 == \"xfs\" && index($2, \""+c.NodeDir(m.Node)+"/\") == 1 {print $2}' /proc/mounts) -path '*"+m.Replica+"/head'")
 		if out[m.Node] == "" {
-			c.t.Fatalf("no head of %s on %s", m.Replica, m.Node)
+			c.T.Fatalf("no head of %s on %s", m.Replica, m.Node)
 		}
 	}
 	return out
@@ -67,7 +67,7 @@ func (c *cluster) heads(v volume) map[string]string {
 
 // rot replaces block n of a file by noise, around the page cache and whoever has the file open.
 func (c *cluster) rot(node, head string, n int) {
-	c.t.Helper()
+	c.T.Helper()
 	c.shell(node, fmt.Sprintf("dd if=/dev/urandom of=%s bs=4096 count=1 seek=%d conv=notrunc oflag=direct 2>/dev/null", head, n))
 }
 
@@ -129,7 +129,7 @@ func TestScrub(t *testing.T) {
 	if f := c.scrub("n1", "scrub", true).Last.Findings; f.Repaired != 1 {
 		t.Errorf("detached: %+v", f)
 	}
-	c.eventually(30*time.Second, "it is detached again", func() error {
+	c.Eventually(30*time.Second, "it is detached again", func() error {
 		if v := c.volume("n1", "scrub"); v.Node != "" {
 			return fmt.Errorf("%v", v)
 		}
@@ -159,7 +159,7 @@ func TestScrubPause(t *testing.T) {
 		}
 		return v.Scrub.scrub, v.Scrub.Done
 	}
-	c.eventually(30*time.Second, "some of it is done", func() error {
+	c.Eventually(30*time.Second, "some of it is done", func() error {
 		if s, done := state(); s.State != "Running" || done < 8<<20 {
 			return fmt.Errorf("%+v", s)
 		}

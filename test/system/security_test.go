@@ -41,7 +41,7 @@ func TestSecurity(t *testing.T) {
 	c.attach("n1", "remote", "nbd")
 	found := secrets{}
 	sub := func(name string, f func(c *cluster)) {
-		t.Run(name, func(t *testing.T) { f(&cluster{c.Lab, t}) })
+		t.Run(name, func(t *testing.T) { f(c.in(t)) })
 	}
 	sub("roles", func(c *cluster) { c.roles(found) })
 	sub("tokens that are no good", func(c *cluster) { c.badAPITokens(found) })
@@ -51,7 +51,7 @@ func TestSecurity(t *testing.T) {
 	w := newWriter(t, 64<<20)
 	for _, n := range []string{holder, other} {
 		sub("strangers at the engine of "+role(n, holder, other), func(c *cluster) {
-			w.t = c.t
+			w.t = c.T
 			c.strangersAtEngine(n, dev, w)
 		})
 	}
@@ -62,16 +62,16 @@ func TestSecurity(t *testing.T) {
 
 // as runs a command with an API token, by somebody who has no certificate, and returns its exit code and what it said.
 func (c *cluster) as(token string, args ...string) (code int, said string) {
-	c.t.Helper()
+	c.T.Helper()
 	full := append([]string{c.Binary(), "--data-dir", c.NodeDir("n1") + "/none", "--config", "/dev/null", "--server", c.Address("n1") + ":9500", "--token", token}, args...)
 	cmd, err := c.Command(c.ctx(), "n1", full...)
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	return cmd.ProcessState.ExitCode(), string(out)
 }
@@ -87,7 +87,7 @@ func (c *cluster) roles(found secrets) {
 		RebuildAfter string `json:"rebuildAfter"`
 	}
 	if err := c.JSON(c.ctx(), "n1", &settings, "settings", "get"); err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	for _, x := range []struct {
 		role string // the least that may
@@ -123,28 +123,28 @@ func (c *cluster) roles(found secrets) {
 			code, said := c.as(tokens[r], strings.Fields(x.args)...)
 			if i >= slices.Index(ranks, x.role) {
 				if code != x.code {
-					c.t.Errorf("%s: %s: exit code %d, want %d: %s", r, x.args, code, x.code, said)
+					c.T.Errorf("%s: %s: exit code %d, want %d: %s", r, x.args, code, x.code, said)
 				}
 				continue
 			}
 			if code != denied || !strings.Contains(said, "may not do this") || !strings.Contains(said, "it takes a token with the role ") {
-				c.t.Errorf("%s: %s: exit code %d: %s", r, x.args, code, said)
+				c.T.Errorf("%s: %s: exit code %d: %s", r, x.args, code, said)
 			}
 		}
 	}
 	for _, what := range []string{"token", "api-token"} { // an administrator makes both, others neither
 		args := map[string][]string{"token": {"token", "create"}, "api-token": {"api-token", "create", "--role", "viewer", "--ttl", "1h"}}[what]
 		if code, said := c.as(tokens["operator"], args...); code != denied {
-			c.t.Errorf("an operator makes a %s: %d: %s", what, code, said)
+			c.T.Errorf("an operator makes a %s: %d: %s", what, code, said)
 		}
 		code, said := c.as(tokens["admin"], args...)
 		if code != 0 {
-			c.t.Errorf("an admin makes a %s: %d: %s", what, code, said)
+			c.T.Errorf("an admin makes a %s: %d: %s", what, code, said)
 		}
 		found.token(what+" of the admin", said)
 	}
 	if code, said := c.as(tokens["admin"], "audit", "-o", "json"); code != 0 || !strings.Contains(said, "api-token/operator/") || !strings.Contains(said, "CordonNode") {
-		c.t.Errorf("the audit log doesn't say what the operator did: %d: %.500s", code, said)
+		c.T.Errorf("the audit log doesn't say what the operator did: %d: %.500s", code, said)
 	}
 }
 
@@ -152,7 +152,7 @@ func (c *cluster) roles(found secrets) {
 func (c *cluster) badAPITokens(found secrets) {
 	good := found.token("API token to be revoked", c.keelson("n1", "api-token", "create", "--role", "admin"))
 	if code, said := c.as(good, "status"); code != 0 {
-		c.t.Fatalf("%d: %s", code, said)
+		c.T.Fatalf("%d: %s", code, said)
 	}
 	id := strings.Split(strings.Split(good, "::")[1], ".")[0]
 	c.keelson("n2", "api-token", "revoke", id)
@@ -161,7 +161,7 @@ func (c *cluster) badAPITokens(found secrets) {
 	live := found.token("API token", c.keelson("n1", "api-token", "create", "--role", "admin"))
 	ca, err := pki.NewCA("00000000000000aa")
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	foreign, _ := pki.NewAPIToken(ca.Cert, "x", spec.RoleAdmin, time.Hour, time.Now())
 	for _, x := range []struct{ what, token, says string }{
@@ -174,7 +174,7 @@ func (c *cluster) badAPITokens(found secrets) {
 	} {
 		for _, args := range [][]string{{"status"}, {"volume", "delete", "safe"}} {
 			if code, said := c.as(x.token, args...); code != denied || !strings.Contains(said, x.says) {
-				c.t.Errorf("a token that is %s: %v: exit code %d: %s", x.what, args, code, said)
+				c.T.Errorf("a token that is %s: %v: exit code %d: %s", x.what, args, code, said)
 			}
 		}
 	}
@@ -189,7 +189,7 @@ func (c *cluster) badJoinTokens(found secrets) {
 	live := found.token("join token that is altered", c.keelson("n1", "token", "create"))
 	ca, err := pki.NewCA("00000000000000aa")
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	foreign, _ := pki.NewToken(ca.Cert, []spec.Role{spec.RoleStorage}, time.Hour, time.Now())
 	time.Sleep(1200 * time.Millisecond) // until the brief one has expired
@@ -202,37 +202,37 @@ func (c *cluster) badJoinTokens(found secrets) {
 	} {
 		code, said := c.server("stranger", map[string]any{"join": map[string]any{"url": url, "token": x.token}})
 		if code != permanent || !strings.Contains(said, x.says) {
-			c.t.Errorf("a token that is %s: exit code %d: %s", x.what, code, said)
+			c.T.Errorf("a token that is %s: exit code %d: %s", x.what, code, said)
 		}
 		for what, s := range found {
 			if strings.Contains(said, s) {
-				c.t.Errorf("a token that is %s: what is said has the secret: %s", x.what, what)
+				c.T.Errorf("a token that is %s: what is said has the secret: %s", x.what, what)
 			}
 		}
 	}
 	if nodes := c.keelson("n1", "node", "list"); strings.Contains(nodes, "stranger") {
-		c.t.Errorf("refused nodes are listed: %s", nodes)
+		c.T.Errorf("refused nodes are listed: %s", nodes)
 	}
 }
 
 // foreign is a certificate that says it is a node of this cluster, signed by a CA that isn't the cluster's.
 func (c *cluster) foreign() tls.Certificate {
-	c.t.Helper()
+	c.T.Helper()
 	real, err := pki.Dir(filepath.Join(c.NodeDir("n1"), "data", "pki")).LoadPair(pki.NodePair)
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	id, err := pki.IdentityOf(real.Cert)
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	ca, err := pki.NewCA(id.Cluster)
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	p, err := ca.NewPair(id, []string{c.Address("n1")})
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	return tls.Certificate{Certificate: [][]byte{p.Cert.Raw}, PrivateKey: p.Key}
 }
@@ -263,12 +263,12 @@ func (c *cluster) foreignCertificates() {
 		for _, port := range []string{"9501", "9502", "9503"} {
 			for who, certs := range map[string][]tls.Certificate{"nobody": nil, "a stranger": {cert}} {
 				if err := knock(c.Address(n)+":"+port, certs, []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n")); err == nil {
-					c.t.Errorf("port %s of %s answers %s", port, n, who)
+					c.T.Errorf("port %s of %s answers %s", port, n, who)
 				}
 			}
 		}
 		if err := knock(c.Address(n)+":9500", []tls.Certificate{cert}, []byte("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")); err == nil {
-			c.t.Errorf("the API of %s answers a stranger", n)
+			c.T.Errorf("the API of %s answers a stranger", n)
 		}
 	}
 }
@@ -279,24 +279,24 @@ func (c *cluster) socketsAreRoots() {
 		// As the node sees them: what it mounted is there.
 		sockets := strings.Fields(c.shell(n, fmt.Sprintf("find %[1]s/run %[1]s/data -xdev -type s", c.NodeDir(n))))
 		if len(sockets) == 0 {
-			c.t.Errorf("%s has no socket: nothing was looked at", n)
+			c.T.Errorf("%s has no socket: nothing was looked at", n)
 		}
 		for _, s := range sockets {
 			if got := c.shell(n, "stat -c '%a %u' "+s); !strings.HasSuffix(got, "00 0") {
-				c.t.Errorf("%s: %s has the permissions and owner %s", n, s, got)
+				c.T.Errorf("%s: %s has the permissions and owner %s", n, s, got)
 			}
 			if _, err := c.tryShell(n, "setpriv --reuid=65534 --regid=65534 --clear-groups test -w "+s); err == nil {
-				c.t.Errorf("%s: nobody can write to %s", n, s)
+				c.T.Errorf("%s: nobody can write to %s", n, s)
 			}
 		}
 		// A socket without a file, which begins with @, can be used by everybody in the network namespace.
 		if abstract, err := c.tryShell(n, "grep ' @' /proc/net/unix"); err == nil {
-			c.t.Errorf("%s has sockets that anybody can use: %s", n, abstract)
+			c.T.Errorf("%s has sockets that anybody can use: %s", n, abstract)
 		}
 		open := c.shell(n, fmt.Sprintf("find %[1]s/data %[1]s/run %[1]s/keelson.yaml -xdev -type f | "+
 			"setpriv --reuid=65534 --regid=65534 --clear-groups sh -c 'while read f; do if test -r $f || test -w $f; then echo $f; fi; done'", c.NodeDir(n)))
 		if open != "" {
-			c.t.Errorf("%s: nobody can read or write %s", n, open)
+			c.T.Errorf("%s: nobody can read or write %s", n, open)
 		}
 	}
 }
@@ -309,7 +309,7 @@ func (c *cluster) strangersAtEngine(node, dev string, w *writer) {
 	dir := pki.Dir(filepath.Join(c.NodeDir("n3"), "data", "pki"))
 	own, err := dir.LoadPair(pki.NodePair)
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	real := []tls.Certificate{{Certificate: [][]byte{own.Cert.Raw}, PrivateKey: own.Key}}
 	foreign := []tls.Certificate{c.foreign()}
@@ -330,28 +330,28 @@ func (c *cluster) strangersAtEngine(node, dev string, w *writer) {
 			err = knock(addr, real, garbage)
 		}
 		if err == nil {
-			c.t.Errorf("stranger %d got an answer", tries%4)
+			c.T.Errorf("stranger %d got an answer", tries%4)
 		}
 	}
 	took := time.Since(began)
 	if err := w.halt(); err != nil {
-		c.t.Errorf("whoever uses the volume saw: %v", err)
+		c.T.Errorf("whoever uses the volume saw: %v", err)
 	}
 	if w.total() == 0 {
-		c.t.Error("nothing was written")
+		c.T.Error("nothing was written")
 	}
 	w.verify(dev)
 	if after := c.volume(node, "safe"); after.Term != before.Term || after.Health != "Healthy" {
-		c.t.Errorf("before: %v; after: %v", before, after)
+		c.T.Errorf("before: %v; after: %v", before, after)
 	}
 	log := string(c.log(node)[offset:])
 	lines := strings.Count(log, "refused a connection")
-	c.t.Logf("%d strangers in %.1f s, %d lines in the log, %d writes", tries, took.Seconds(), lines, w.total())
+	c.T.Logf("%d strangers in %.1f s, %d lines in the log, %d writes", tries, took.Seconds(), lines, w.total())
 	if limit := int(took.Seconds()) + 2; lines == 0 || lines > limit || tries < limit {
-		c.t.Errorf("%d lines for %d strangers; they should be at least one, and at most %d", lines, tries, limit)
+		c.T.Errorf("%d lines for %d strangers; they should be at least one, and at most %d", lines, tries, limit)
 	}
 	if strings.Contains(log, "panic") || strings.Contains(log, "goroutine ") {
-		c.t.Errorf("the log: %s", log)
+		c.T.Errorf("the log: %s", log)
 	}
 }
 
@@ -377,10 +377,10 @@ func plainGarbage(addr string, say []byte) error {
 }
 
 func (c *cluster) log(node string) []byte {
-	c.t.Helper()
+	c.T.Helper()
 	b, err := os.ReadFile(filepath.Join(c.NodeDir(node), "server.log"))
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	return b
 }
@@ -389,31 +389,31 @@ func (c *cluster) log(node string) []byte {
 func (c *cluster) nowhere(found secrets) {
 	b, err := os.ReadFile(filepath.Join(filepath.Dir(c.NodeDir("n1")), "token"))
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	found.token("join token of the lab", string(b))
 	for _, n := range c.Nodes() {
 		keys, err := filepath.Glob(filepath.Join(c.NodeDir(n), "data", "pki", "*.key"))
 		if err != nil || len(keys) == 0 {
-			c.t.Fatalf("%s has no keys: %v", n, err)
+			c.T.Fatalf("%s has no keys: %v", n, err)
 		}
 		for _, k := range keys {
 			b, err := os.ReadFile(k)
 			if err != nil {
-				c.t.Fatal(err)
+				c.T.Fatal(err)
 			}
 			found[filepath.Base(k)+" of "+n] = strings.Split(string(b), "\n")[1] // of the PEM: no header, a line of base64
 		}
 	}
 	for what, s := range found {
 		if len(s) < 32 {
-			c.t.Fatalf("%s: %q is no secret", what, s)
+			c.T.Fatalf("%s: %q is no secret", what, s)
 		}
 	}
 	look := func(where string, b []byte) {
 		for what, s := range found {
 			if bytes.Contains(b, []byte(s)) {
-				c.t.Errorf("%s has the secret: %s", where, what)
+				c.T.Errorf("%s has the secret: %s", where, what)
 			}
 		}
 	}
@@ -428,7 +428,7 @@ func (c *cluster) nowhere(found secrets) {
 			for _, f := range []string{"cmdline", "environ"} {
 				b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, f))
 				if err != nil {
-					c.t.Errorf("%s of %s: %v", name, n.Name, err)
+					c.T.Errorf("%s of %s: %v", name, n.Name, err)
 				}
 				look(f+" of "+name+" of "+n.Name, b)
 			}
@@ -450,23 +450,23 @@ func (c *cluster) nowhere(found secrets) {
 			return nil
 		})
 		if err != nil {
-			c.t.Error(err)
+			c.T.Error(err)
 		}
 	}
-	c.t.Logf("%d secrets, %d keys of the metadata, %d files, %d processes", len(found), len(all), files, processes)
+	c.T.Logf("%d secrets, %d keys of the metadata, %d files, %d processes", len(found), len(all), files, processes)
 	if len(all) < 10 || files < 9 || processes < 9 {
-		c.t.Error("too little was looked at")
+		c.T.Error("too little was looked at")
 	}
 }
 
 // metadata returns all that etcd holds.
 func (c *cluster) metadata() (out [][2][]byte) {
-	c.t.Helper()
+	c.T.Helper()
 	client := c.etcd()
 	defer client.Close()
 	r, err := client.Get(c.ctx(), "\x00", clientv3.WithFromKey())
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	for _, kv := range r.Kvs {
 		out = append(out, [2][]byte{kv.Key, kv.Value})

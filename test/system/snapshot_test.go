@@ -9,14 +9,14 @@ import (
 
 // content is a checksum of all that a device holds.
 func (c *cluster) content(node, dev string) string {
-	c.t.Helper()
+	c.T.Helper()
 	sum, _, _ := strings.Cut(c.shell(node, "sha256sum "+dev), " ")
 	return sum
 }
 
 // cloned makes a volume, attaches it and returns what it holds; then it is deleted again.
 func (c *cluster) cloned(node, name string, from ...string) string {
-	c.t.Helper()
+	c.T.Helper()
 	c.keelson(node, append([]string{"volume", "create", name}, from...)...)
 	sum := c.content(node, c.attach(node, name, "fuse"))
 	c.remove(node, name)

@@ -62,19 +62,19 @@ func (v volume) String() string {
 }
 
 func (c *cluster) volumes() []volume {
-	c.t.Helper()
+	c.T.Helper()
 	var out []volume
 	if err := c.JSON(c.ctx(), "n1", &out, "volume", "list"); err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	return out
 }
 
 func (c *cluster) volume(asked, name string) volume {
-	c.t.Helper()
+	c.T.Helper()
 	v, err := c.tryVolume(asked, name)
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	return v
 }
@@ -87,7 +87,7 @@ func (c *cluster) tryVolume(asked, name string) (volume, error) {
 
 // create makes a volume; asked for nothing else it has 1 GiB and two copies.
 func (c *cluster) create(name string, args ...string) volume {
-	c.t.Helper()
+	c.T.Helper()
 	if !slices.Contains(args, "--size") {
 		args = append(args, "--size", "1Gi")
 	}
@@ -97,29 +97,29 @@ func (c *cluster) create(name string, args ...string) volume {
 
 // attach attaches a volume and returns its device, or the URI of its socket.
 func (c *cluster) attach(node, name, frontend string) string {
-	c.t.Helper()
+	c.T.Helper()
 	dev := c.keelson(node, "volume", "attach", name, "--frontend", frontend)
 	path := dev
 	if frontend == "nbd" {
 		_, path, _ = strings.Cut(dev, "?socket=")
 	}
 	if _, err := os.Stat(path); err != nil {
-		c.t.Fatalf("attach of %s on %s printed %q: %v", name, node, dev, err)
+		c.T.Fatalf("attach of %s on %s printed %q: %v", name, node, dev, err)
 	}
 	return dev
 }
 
 // remove detaches and deletes.
 func (c *cluster) remove(node, name string) {
-	c.t.Helper()
+	c.T.Helper()
 	c.keelson(node, "volume", "detach", name)
 	c.keelson(node, "volume", "delete", name)
 }
 
 func (c *cluster) awaitHealthy(asked, name string, limit time.Duration) volume {
-	c.t.Helper()
+	c.T.Helper()
 	var v volume
-	c.eventually(limit, name+" is healthy", func() error {
+	c.Eventually(limit, name+" is healthy", func() error {
 		var err error
 		v, err = c.tryVolume(asked, name)
 		if err == nil && v.Health != "Healthy" {
@@ -132,10 +132,10 @@ func (c *cluster) awaitHealthy(asked, name string, limit time.Duration) volume {
 
 // deviceSize asks the kernel, in bytes.
 func (c *cluster) deviceSize(dev string) int64 {
-	c.t.Helper()
+	c.T.Helper()
 	n, err := strconv.ParseInt(c.shell("n1", "blockdev --getsize64 "+dev), 10, 64)
 	if err != nil {
-		c.t.Fatal(err)
+		c.T.Fatal(err)
 	}
 	return n
 }

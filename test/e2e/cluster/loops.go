@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -9,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"keelson.io/keelson/internal/lab"
 )
 
 // usedLoops are the loop devices that have a file.
@@ -82,10 +85,7 @@ func poolFiles(dir string) map[[2]uint64]bool {
 
 // abortFUSE ends connections: those of mine, and those behind devices of volumes that nobody has mounted any more, unless they were there before.
 func abortFUSE(mine map[uint64]bool, before []string) error {
-	ended := map[uint64]bool{}
-	for dev := range mine {
-		ended[dev] = true
-	}
+	ended := maps.Clone(mine)
 	var mounted map[uint64]bool
 	for _, name := range usedLoops() {
 		info, err := loopInfo(name)
@@ -95,26 +95,11 @@ func abortFUSE(mine map[uint64]bool, before []string) error {
 		if mounted == nil {
 			mounted = fuseDevices()
 		}
-		ended[info.Device] = ended[info.Device] || !mounted[info.Device]
-	}
-	if len(ended) == 0 {
-		return nil
-	}
-	dir, err := os.MkdirTemp("", "keelson-fusectl-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(dir)
-	if err := unix.Mount("fusectl", dir, "fusectl", 0, ""); err != nil {
-		return fmt.Errorf("mount fusectl: %w", err)
-	}
-	defer func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }()
-	for dev, end := range ended {
-		if end {
-			_ = os.WriteFile(filepath.Join(dir, fmt.Sprint(unix.Minor(dev)), "abort"), []byte("1"), 0)
+		if !mounted[info.Device] {
+			ended[info.Device] = true
 		}
 	}
-	return nil
+	return lab.AbortFUSE(slices.Collect(maps.Keys(ended)))
 }
 
 // fuseDevices are the FUSE file systems that any process sees mounted, by device number.

@@ -1,3 +1,6 @@
+// Package image makes the container images that the test cluster needs, of Debian's packages and of programs that are built here.
+//
+// Goroutines: none.
 package image
 
 import (
@@ -11,12 +14,13 @@ import (
 	"path/filepath"
 	"strings"
 
+	"keelson.io/keelson/hack/image/archive"
 	"keelson.io/keelson/test/e2e/debian"
 )
 
 // Recipe is how an image is made.
 type Recipe struct {
-	Config Config
+	Config archive.Image
 	Tree   debian.Tree
 	// Files are written into it: path to content, all executable.
 	Files map[string]string
@@ -26,6 +30,9 @@ type Recipe struct {
 }
 
 const busyboxPath = "/bin/busybox"
+
+// searchPath is where every image looks for programs.
+const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // shell is what a recipe needs to have a shell and the usual commands.
 func shell(applets ...string) map[string]string {
@@ -57,7 +64,7 @@ const (
 // Pause is the image of sandboxes.
 func Pause() Recipe {
 	return Recipe{
-		Config: Config{Name: PauseName, Entrypoint: []string{busyboxPath, "sleep", "2147483647"}},
+		Config: archive.Image{Name: PauseName, Entrypoint: []string{busyboxPath, "sleep", "2147483647"}},
 		Tree:   debian.Tree{Packages: []string{"busybox-static"}, Without: []string{"netbase"}},
 	}
 }
@@ -65,7 +72,7 @@ func Pause() Recipe {
 // Shell is an image with a shell and the usual commands.
 func Shell(name string, cmd ...string) Recipe {
 	r := Pause()
-	r.Config = Config{Name: name, Cmd: cmd}
+	r.Config = archive.Image{Name: name, Cmd: cmd}
 	r.Links = shell(applets...)
 	return r
 }
@@ -73,7 +80,7 @@ func Shell(name string, cmd ...string) Recipe {
 // Program is an image of one static program.
 func Program(name, program string) Recipe {
 	path := "/usr/local/bin/" + filepath.Base(strings.SplitN(filepath.Base(program), "-v", 2)[0])
-	return Recipe{Config: Config{Name: name, Entrypoint: []string{path}}, Programs: map[string]string{path: program}}
+	return Recipe{Config: archive.Image{Name: name, Entrypoint: []string{path}}, Programs: map[string]string{path: program}}
 }
 
 // postgresEntry does what the entry point of the well-known image does, without a password, as releases of the manifest's time did.
@@ -100,7 +107,7 @@ func PostgreSQL() Recipe {
 	}
 	links["/usr/local/bin/su"] = "/usr/local/bin/as-user"
 	return Recipe{
-		Config: Config{Name: Postgres, Entrypoint: []string{"/usr/local/bin/entry"}},
+		Config: archive.Image{Name: Postgres, Entrypoint: []string{"/usr/local/bin/entry"}},
 		Tree: debian.Tree{
 			Packages: []string{"postgresql-15", "busybox-static", "util-linux"},
 			Without:  []string{"libllvm*", "libz3-4", "netbase"},
@@ -117,7 +124,7 @@ func PostgreSQL() Recipe {
 // RedisServer is Debian's Redis under the name that the manifest gives. It works in /data, as the well-known image does.
 func RedisServer() Recipe {
 	return Recipe{
-		Config: Config{Name: Redis, WorkDir: "/data", Entrypoint: []string{"/usr/local/bin/entry"}, Cmd: []string{"redis-server"}},
+		Config: archive.Image{Name: Redis, WorkDir: "/data", Entrypoint: []string{"/usr/local/bin/entry"}, Cmd: []string{"redis-server"}},
 		Tree:   debian.Tree{Packages: []string{"redis-server", "busybox-static"}, Without: []string{"netbase"}},
 		Files:  map[string]string{"/usr/local/bin/entry": "#!/bin/sh\nif [ \"$1\" = redis-server ]; then shift; set -- redis-server --protected-mode no \"$@\"; fi\nexec \"$@\"\n"},
 		Links:  shell(applets...),
@@ -131,11 +138,11 @@ func (r Recipe) Archive(ctx context.Context, cache string) (string, error) {
 		return "", err
 	}
 	name := strings.NewReplacer("/", "_", ":", "_").Replace(r.Config.Name)
-	archive := filepath.Join(cache, "image", name+"-"+key+".tar")
-	if _, err := os.Stat(archive); err == nil {
-		return archive, nil
+	file := filepath.Join(cache, "image", name+"-"+key+".tar")
+	if _, err := os.Stat(file); err == nil {
+		return file, nil
 	}
-	if err := os.MkdirAll(filepath.Dir(archive), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return "", err
 	}
 	dir, err := os.MkdirTemp(cache, "rootfs-")
@@ -147,17 +154,19 @@ func (r Recipe) Archive(ctx context.Context, cache string) (string, error) {
 		return "", fmt.Errorf("image %s: %w", r.Config.Name, err)
 	}
 	old, _ := filepath.Glob(filepath.Join(cache, "image", name+"-*.tar"))
-	if err := Write(ctx, r.Config, dir, archive); err != nil {
+	i := r.Config
+	i.Env = append([]string{searchPath}, i.Env...)
+	if err := archive.Write(ctx, i, dir, file); err != nil {
 		return "", err
 	}
 	for _, o := range old { // only the newest is needed again
 		_ = os.Remove(o)
 	}
-	return archive, nil
+	return file, nil
 }
 
 // recipeVersion changes when the same recipe gives another image.
-const recipeVersion = 1
+const recipeVersion = 2
 
 func (r Recipe) key() (string, error) {
 	h := sha256.New()

@@ -35,7 +35,7 @@ func TestGrowthUnderKills(t *testing.T) {
 		} else {
 			c.kill(victim, "control")
 		}
-		c.eventually(time.Minute, fmt.Sprintf("volume and device have %d bytes", size), func() error {
+		c.Eventually(time.Minute, fmt.Sprintf("volume and device have %d bytes", size), func() error {
 			v, err := c.volume("grow")
 			if err != nil || v.Size != size {
 				return fmt.Errorf("volume: %d bytes, %w", v.Size, errors.Join(err, errSize))
@@ -91,7 +91,7 @@ func TestGrowthWithANodeAway(t *testing.T) {
 	c.whole("away", "n1", "n2", "n3", "n4")
 	// The copy that was away is the only one that is left, and has everything.
 	c.keelson("volume", "set", "away", "--replicas", "1")
-	c.eventually(time.Minute, "one copy", func() error {
+	c.Eventually(time.Minute, "one copy", func() error {
 		v, err := c.volume("away")
 		if err == nil && len(v.Columns[0].Members) != 1 {
 			err = fmt.Errorf("%v", v.Columns[0].Members)
@@ -130,7 +130,7 @@ func TestMovesUnderKills(t *testing.T) {
 	c.whole("move", b, free[0])
 	c.keelson("volume", "set", "move", "--replicas", "3")
 	c.kill(b, process)
-	c.eventually(2*time.Minute, "three copies", func() error {
+	c.Eventually(2*time.Minute, "three copies", func() error {
 		v, err := c.volume("move")
 		if err == nil && (len(v.Columns[0].Members) != 3 || v.Health != "Healthy") {
 			err = fmt.Errorf("%s: %v", v.Health, v.Columns[0].Members)
@@ -138,7 +138,7 @@ func TestMovesUnderKills(t *testing.T) {
 		return err
 	})
 	c.keelson("volume", "set", "move", "--replicas", "2")
-	c.eventually(2*time.Minute, "two copies", func() error {
+	c.Eventually(2*time.Minute, "two copies", func() error {
 		v, err := c.volume("move")
 		if err == nil && (len(v.Columns[0].Members) != 2 || v.Health != "Healthy") {
 			err = fmt.Errorf("%s: %v", v.Health, v.Columns[0].Members)
@@ -168,7 +168,7 @@ func TestMovesUnderKills(t *testing.T) {
 	id := c.pools(m[1].Node)[0]
 	c.keelson("pool", "expand", id, "--size", "2Gi")
 	c.refused([]string{"can't be made smaller"}, "pool", "expand", id, "--size", "1Gi")
-	c.eventually(2*time.Minute, "two copies again", func() error {
+	c.Eventually(2*time.Minute, "two copies again", func() error {
 		v, err := c.volume("move")
 		if err == nil && (len(v.Columns[0].Members) != 2 || v.Health != "Healthy") {
 			err = fmt.Errorf("%s: %v", v.Health, v.Columns[0].Members)
@@ -200,7 +200,7 @@ func TestNodeLeaves(t *testing.T) {
 	if err := errors.Join(c.Kill(leaving), c.Start(leaving)); err != nil {
 		t.Fatal(err)
 	}
-	c.eventually(time.Minute, "the node is back, and still being drained", func() error {
+	c.Eventually(time.Minute, "the node is back, and still being drained", func() error {
 		out, err := c.Keelson(c.ctx(), "n1", "node", "list")
 		if err == nil && !strings.Contains(out, "alive,draining") {
 			err = errors.New(out)
@@ -215,7 +215,7 @@ func TestNodeLeaves(t *testing.T) {
 	if err := c.Kill(leaving); err != nil {
 		t.Fatal(err)
 	}
-	c.eventually(30*time.Second, "the node is removed", func() error {
+	c.Eventually(30*time.Second, "the node is removed", func() error {
 		_, err := c.Keelson(c.ctx(), "n1", "node", "remove", leaving)
 		return err
 	})
@@ -223,7 +223,7 @@ func TestNodeLeaves(t *testing.T) {
 	if err := c.Start(leaving); err != nil {
 		t.Fatal(err)
 	}
-	c.eventually(time.Minute, "the removed node says why it doesn't run", func() error {
+	c.Eventually(time.Minute, "the removed node says why it doesn't run", func() error {
 		b, err := os.ReadFile(filepath.Join(c.NodeDir(leaving), "server.log"))
 		if err == nil && !strings.Contains(string(b), "was removed from the cluster") {
 			err = errors.New("its log doesn't say it")
@@ -233,7 +233,7 @@ func TestNodeLeaves(t *testing.T) {
 	if out := c.keelson("node", "list"); strings.Contains(out, leaving) {
 		t.Errorf("the removed node is back: %s", out)
 	}
-	c.eventually(10*time.Second, "the certificate of the removed node is refused everywhere", func() error {
+	c.Eventually(10*time.Second, "the certificate of the removed node is refused everywhere", func() error {
 		for _, n := range []string{"n1", "n2", "n3"} {
 			_, err := c.Keelson(c.ctx(), leaving, "volume", "list", "--server", c.Address(n)+":9500")
 			if err == nil || !strings.Contains(err.Error(), "removed") {

@@ -5,7 +5,6 @@ package takeover
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -20,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"keelson.io/keelson/internal/lab"
+	"keelson.io/keelson/internal/lab/labtest"
 )
 
 // rounds is how many kills a test makes: a number from the environment, or fewer.
@@ -39,9 +39,7 @@ func rounds(t *testing.T, few int) int {
 // up brings a lab up with a binary of its own, which a test may replace.
 func up(t *testing.T, name string) *lab.Lab {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: runs daemons in namespaces")
-	}
+	labtest.NeedRoot(t)
 	from := os.Getenv("KEELSON_BIN")
 	if from == "" {
 		from = "../../../bin/keelson"
@@ -50,39 +48,15 @@ func up(t *testing.T, name string) *lab.Lab {
 	if out, err := exec.Command("cp", from, binary).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s: build it with make build", err, out)
 	}
-	down := func() error {
-		if err := lab.Down(name, lab.Dir(name)); err != nil && !errors.Is(err, lab.ErrNoLab) {
-			return err
-		}
-		return nil
-	}
-	if err := down(); err != nil {
-		t.Fatal(err)
-	}
-	var made *lab.Lab
-	t.Cleanup(func() {
-		if t.Failed() {
-			if made != nil {
-				t.Logf("log of n1:\n%s", lastLog(made, 6000))
-			}
-		}
-		group := ""
-		if made != nil {
-			group = made.MemoryGroup("n1")
-		}
-		if err := down(); err != nil {
-			t.Error(err)
-		}
+	group := ""
+	t.Cleanup(func() { // once the lab is down
 		if _, err := os.Stat(group); group != "" && err == nil {
 			t.Errorf("control group %s is left", group)
 		}
 	})
-	l, err := lab.Up(t.Context(), lab.Config{Name: name, Binary: binary, Nodes: 1, Zones: 1, PoolSize: "4Gi"})
-	made = l
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
+	c := labtest.Up(t, lab.Config{Name: name, Binary: binary, Nodes: 1, Zones: 1, PoolSize: "4Gi"})
+	group = c.MemoryGroup("n1")
+	return c.Lab
 }
 
 // lastLog is the end of n1's log.
