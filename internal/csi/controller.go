@@ -1,12 +1,10 @@
 package csi
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	pb "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
@@ -79,30 +77,20 @@ func (d *driver) freeFromDead(ctx context.Context, v Volume) error {
 	return d.cfg.Keelson.Detach(ctx, v.Name)
 }
 
-// tokenPrefix begins the tokens of ListVolumes; the name of the last volume that was shown follows.
-const tokenPrefix = "after/"
-
 // ListVolumes implements the controller service. Volumes are in the order of their names, so that a token is good whatever
 // was made or deleted since.
 func (c *controller) ListVolumes(ctx context.Context, r *pb.ListVolumesRequest) (*pb.ListVolumesResponse, error) {
-	if r.GetMaxEntries() < 0 {
-		return nil, status.Errorf(codes.InvalidArgument, "max_entries: %d is negative", r.GetMaxEntries())
-	}
-	after, ok := strings.CutPrefix(r.GetStartingToken(), tokenPrefix)
-	if r.GetStartingToken() != "" && !ok {
-		return nil, status.Errorf(codes.Aborted, "starting_token %q isn't one that was given out; begin without one", r.GetStartingToken())
+	begin, err := beginOf(r)
+	if err != nil {
+		return nil, err
 	}
 	list, err := c.cfg.Keelson.Volumes(ctx)
 	if err != nil {
 		return nil, err
 	}
-	list = slices.DeleteFunc(slices.Clone(list), func(v Volume) bool { return v.Deleting || v.Name <= after })
-	slices.SortFunc(list, func(a, b Volume) int { return cmp.Compare(a.Name, b.Name) })
+	list = slices.DeleteFunc(slices.Clone(list), func(v Volume) bool { return v.Deleting || v.Name <= begin })
 	var out pb.ListVolumesResponse
-	if n := int(r.GetMaxEntries()); n > 0 && n < len(list) {
-		list = list[:n]
-		out.NextToken = tokenPrefix + list[n-1].Name
-	}
+	list, out.NextToken = page(list, func(v Volume) string { return v.Name }, r.GetMaxEntries())
 	for _, v := range list {
 		out.Entries = append(out.Entries, &pb.ListVolumesResponse_Entry{
 			Volume: &pb.Volume{VolumeId: v.Name, CapacityBytes: v.Size},

@@ -1,7 +1,6 @@
 package csi
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -71,26 +70,19 @@ func (c *controller) DeleteSnapshot(ctx context.Context, r *pb.DeleteSnapshotReq
 
 // ListSnapshots implements the controller service. As with volumes, a token is good whatever was made or deleted since.
 func (c *controller) ListSnapshots(ctx context.Context, r *pb.ListSnapshotsRequest) (*pb.ListSnapshotsResponse, error) {
-	if r.GetMaxEntries() < 0 {
-		return nil, status.Errorf(codes.InvalidArgument, "max_entries: %d is negative", r.GetMaxEntries())
-	}
-	after, ok := strings.CutPrefix(r.GetStartingToken(), tokenPrefix)
-	if r.GetStartingToken() != "" && !ok {
-		return nil, status.Errorf(codes.Aborted, "starting_token %q isn't one that was given out; begin without one", r.GetStartingToken())
+	begin, err := beginOf(r)
+	if err != nil {
+		return nil, err
 	}
 	list, err := c.cfg.Keelson.Snapshots(ctx, "")
 	if err != nil {
 		return nil, err
 	}
 	list = slices.DeleteFunc(slices.Clone(list), func(s Snapshot) bool {
-		return s.id() <= after || r.GetSourceVolumeId() != "" && s.Volume != r.GetSourceVolumeId() || r.GetSnapshotId() != "" && s.id() != r.GetSnapshotId()
+		return s.id() <= begin || r.GetSourceVolumeId() != "" && s.Volume != r.GetSourceVolumeId() || r.GetSnapshotId() != "" && s.id() != r.GetSnapshotId()
 	})
-	slices.SortFunc(list, func(a, b Snapshot) int { return cmp.Compare(a.id(), b.id()) })
 	var out pb.ListSnapshotsResponse
-	if n := int(r.GetMaxEntries()); n > 0 && n < len(list) {
-		list = list[:n]
-		out.NextToken = tokenPrefix + list[n-1].id()
-	}
+	list, out.NextToken = page(list, Snapshot.id, r.GetMaxEntries())
 	for _, s := range list {
 		out.Entries = append(out.Entries, &pb.ListSnapshotsResponse_Entry{Snapshot: s.message()})
 	}

@@ -148,18 +148,27 @@ GLOBL four<>(SB), RODATA|NOPTR, $16
 	VPSHUFB X6, X8, X8; \
 	VMOVDQU X8, (y)
 
+// BEGIN takes the arguments of seal and open into registers, END gives the next counter and the hash back.
+#define BEGIN \
+	MOVQ keys+0(FP), AX;     \
+	MOVQ powers+8(FP), BX;   \
+	MOVQ dst+16(FP), DI;     \
+	MOVQ src+24(FP), SI;     \
+	MOVQ n+32(FP), CX;       \
+	MOVQ counter+40(FP), R8; \
+	MOVQ y+48(FP), R9;       \
+	LOAD_KEYS(AX);           \
+	LOAD_HASH(BX, R9);       \
+	LOAD_COUNTER(R8)
+
+#define END \
+	VMOVDQU X4, (R8); \
+	STORE_HASH(R9);   \
+	VZEROUPPER
+
 // func seal(keys *[11][16]byte, powers *[16][2]uint64, dst, src *byte, n int, counter, y *[16]byte)
 TEXT ·seal(SB), NOSPLIT, $0-56
-	MOVQ keys+0(FP), AX
-	MOVQ powers+8(FP), BX
-	MOVQ dst+16(FP), DI
-	MOVQ src+24(FP), SI
-	MOVQ n+32(FP), CX
-	MOVQ counter+40(FP), R8
-	MOVQ y+48(FP), R9
-	LOAD_KEYS(AX)
-	LOAD_HASH(BX, R9)
-	LOAD_COUNTER(R8)
+	BEGIN
 
 sealLoop:
 	CRYPT(SI)
@@ -170,23 +179,12 @@ sealLoop:
 	DECQ CX
 	JNZ  sealLoop
 
-	VMOVDQU X4, (R8)
-	STORE_HASH(R9)
-	VZEROUPPER
+	END
 	RET
 
 // func open(keys *[11][16]byte, powers *[16][2]uint64, dst, src *byte, n int, counter, y *[16]byte)
 TEXT ·open(SB), NOSPLIT, $0-56
-	MOVQ keys+0(FP), AX
-	MOVQ powers+8(FP), BX
-	MOVQ dst+16(FP), DI
-	MOVQ src+24(FP), SI
-	MOVQ n+32(FP), CX
-	MOVQ counter+40(FP), R8
-	MOVQ y+48(FP), R9
-	LOAD_KEYS(AX)
-	LOAD_HASH(BX, R9)
-	LOAD_COUNTER(R8)
+	BEGIN
 
 openLoop:
 	VMOVDQU64 0(SI), Z0
@@ -201,9 +199,7 @@ openLoop:
 	DECQ CX
 	JNZ  openLoop
 
-	VMOVDQU X4, (R8)
-	STORE_HASH(R9)
-	VZEROUPPER
+	END
 	RET
 
 // func ghash(powers *[16][2]uint64, src *[256]byte, y *[16]byte)
