@@ -95,7 +95,8 @@ func socketSession(f testing.TB, resending bool) (kernel int, dev *frontendtest.
 		f.Fatal(err)
 	}
 	for _, fd := range fds {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 8<<20); err != nil {
+		// Room for all answers, beyond the limit of the system: a FUSE device never refuses an answer because it is full.
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 32<<20); err != nil {
 			f.Fatal(err)
 		}
 	}
