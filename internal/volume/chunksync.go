@@ -36,6 +36,7 @@ type chunkSync struct {
 
 var (
 	errMember = errors.New("a member didn't answer")
+	errSnaps  = errors.New("which snapshots there are is changing")
 	errBuffer = errors.New("no memory for I/O is free")
 )
 

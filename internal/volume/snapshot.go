@@ -37,8 +37,9 @@ type snapshotter struct {
 	timer aio.Timer
 	// busy: something is under way. Invariant: then the timer is armed or a callback comes.
 	busy bool
-	// equal: the members have the snapshots that the record names, and no others.
+	// equal: every member in the sets has just the snapshots of told, which the record named then, and no others.
 	equal bool
+	told  []uint64
 	// pending is the period that is being made a snapshot; 0 if none is. Then no checkpoint is begun but by the snapshotter.
 	pending uint64
 	size    int64 // of the volume, when that began
@@ -51,8 +52,8 @@ type snapshotter struct {
 	// to. Invariant: never both under way.
 	syncing int
 	gate    bool
-	opening func()   // begins when syncing is 0
-	waiting []func() // begin when gate is open
+	opening func()          // begins when syncing is 0
+	waiting []func(ok bool) // begin when gate is open
 
 	job     *snapJob
 	restore restoring
@@ -143,8 +144,8 @@ func (s *snapshotter) step() {
 	}
 	switch {
 	case !s.equal:
-		s.equalize(s.list(), func(ok bool) {
-			if s.equal = ok; !ok {
+		s.equalize(func(ok bool) {
+			if !ok {
 				s.again(snapRetry)
 				return
 			}
@@ -163,10 +164,11 @@ func (s *snapshotter) some(state spec.SnapshotState) bool {
 	return slices.ContainsFunc(s.v.rec.Snapshots, func(x spec.Snapshot) bool { return x.State == state })
 }
 
-// equalize has every member have exactly the snapshots of these periods.
-func (s *snapshotter) equalize(list []uint64, then func(ok bool)) {
+// equalize has every member have exactly the snapshots that it shall have now.
+func (s *snapshotter) equalize(then func(ok bool)) {
 	v := s.v
-	s.gate = true
+	list := s.list()
+	s.gate, s.equal = true, false
 	s.opening = func() {
 		s.opening = nil
 		left, failed := len(v.columns), false
@@ -183,6 +185,7 @@ func (s *snapshotter) equalize(list []uint64, then func(ok bool)) {
 			o.then = func(f bool) {
 				failed = failed || f
 				if left--; left == 0 && v.phase != lost {
+					s.equal, s.told = !failed, list
 					s.open()
 					then(!failed)
 				}
@@ -205,14 +208,19 @@ func (s *snapshotter) open() {
 	}
 }
 
-// beginSync calls fn, now or later, when what snapshots there are doesn't change until endSync.
-func (s *snapshotter) beginSync(fn func()) {
-	if s.gate {
+// beginSync calls fn, now or later. If ok, the members have the same snapshots, and which those are doesn't change until endSync. It isn't
+// enough that the record doesn't change: a snapshot that is to be deleted there may be gone on one member, which then has its chunks in an older one,
+// and not on the other.
+func (s *snapshotter) beginSync(fn func(ok bool)) {
+	switch {
+	case s.gate:
 		s.waiting = append(s.waiting, fn)
-		return
+	case s.any() && !s.equal:
+		fn(false)
+	default:
+		s.syncing++
+		fn(true)
 	}
-	s.syncing++
-	fn()
 }
 
 func (s *snapshotter) endSync() {
@@ -232,7 +240,7 @@ func (s *snapshotter) take() {
 		return
 	}
 	s.pending, s.size = v.period, v.size
-	s.equalize(s.list(), func(ok bool) {
+	s.equalize(func(ok bool) {
 		if !ok || v.phase != serving {
 			s.abandon()
 			s.again(snapRetry)
@@ -393,13 +401,11 @@ func (s *snapshotter) remove() {
 			ids = append(ids, x.ID)
 		}
 	}
-	s.equal = false
-	s.equalize(s.list(), func(ok bool) {
+	s.equalize(func(ok bool) {
 		if !ok {
 			s.again(snapRetry)
 			return
 		}
-		s.equal = true
 		s.commit(func(rec *spec.Volume) {
 			rec.Snapshots = slices.DeleteFunc(rec.Snapshots, func(x spec.Snapshot) bool { return slices.Contains(ids, x.ID) })
 		}, func(bool) { s.done() })

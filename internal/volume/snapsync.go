@@ -9,14 +9,27 @@ import (
 	"keelson.io/keelson/internal/wire"
 )
 
-// prepareSnaps gives a member that begins to catch up the snapshots that there are, empty where it had none, and takes away the
+// prepareSnaps gives a member that begins to catch up the snapshots that the others have, empty where it had none, and takes away the
 // others. then is called when every change that the member was sent before has ended: what those changed at the source has a gen by
 // then that tells, so it is compared; and what comes later, the member preserves itself.
 func (r *resync) prepareSnaps(then func()) {
 	c, s := r.c, &r.c.v.snaps
-	q := &wire.Request{Kind: wire.KindSnaps, Sums: s.list()}
-	s.beginSync(func() {
-		q.Sums = s.list()
+	s.beginSync(func(ok bool) {
+		if r.stopped || c.v.phase == lost {
+			if ok {
+				s.endSync()
+			}
+			r.end()
+			return
+		}
+		if !ok {
+			c.v.loop.NewTimer(func() { r.prepareSnaps(then) }).Reset(4 * snapWait)
+			return
+		}
+		q := &wire.Request{Kind: wire.KindSnaps}
+		if s.any() {
+			q.Sums = slices.Clone(s.told)
+		}
 		c.ask(r.m, q, func(*wire.Request) {
 			s.endSync()
 			switch {
@@ -86,7 +99,11 @@ func (c *column) syncLevels(chunk int64, source, m int, done func(moved int64, e
 		done(0, nil)
 		return
 	}
-	s.beginSync(func() {
+	s.beginSync(func(ok bool) {
+		if !ok {
+			done(0, errSnaps)
+			return
+		}
 		l := &levelSync{c: c, chunk: chunk, source: source, m: m}
 		l.done = func(moved int64, err error) {
 			s.endSync()
@@ -130,12 +147,11 @@ func (l *levelSync) begin() {
 	l.must(l.source, from, func() {
 		to := &wire.Request{Kind: wire.KindSnapLevels, Sums: make([]uint64, 0, wire.MaxSnaps)}
 		l.must(l.m, to, func() {
-			for _, p := range from.Sums {
-				if l.c.v.snaps.has(p) { // else it is on its way out
-					l.want = append(l.want, p)
-				}
-			}
+			l.want = slices.Clone(from.Sums)
 			slices.Reverse(l.want)
+			if invariant.Mutant("levels-by-record") {
+				l.want = slices.DeleteFunc(l.want, func(p uint64) bool { return !l.c.v.snaps.has(p) })
+			}
 			for _, p := range to.Sums {
 				if !slices.Contains(l.want, p) {
 					l.drop = append(l.drop, p)

@@ -81,7 +81,7 @@ func (v *vol) checkFlush(r *ioreq) {
 
 // bar notes, when a member fences at a term, which writes of older terms it doesn't have: those must not be
 // acknowledged any more, as the new term may have no other copy (invariant 3). Writes of terms below the fence that the
-// member had before were judged then; meanwhile newer terms may have overwritten them. (Seed 10749.)
+// member had before were judged then; meanwhile newer terms may have overwritten them. (Seeds 10749, 102263.)
 func (v *vol) bar(k *replicaCopy, before, term uint64) {
 	m := v.member(k.col, k.id)
 	if m == nil || !k.counts(*m) {

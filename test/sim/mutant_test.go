@@ -4,6 +4,7 @@ package sim_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
@@ -122,7 +123,7 @@ func search(m mutant) (f found, err error) {
 		return byTest(ctx, m)
 	}
 	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run", "^TestMutantSearch$", "-test.timeout", "0",
-		"-base", fmt.Sprint(*seedBase), "-mutant-seeds", fmt.Sprint(seeds))
+		"-base", fmt.Sprint(cmp.Or(m.from, *seedBase)), "-mutant-seeds", fmt.Sprint(seeds))
 	cmd.Env = append(os.Environ(), "KEELSON_MUTANT="+m.name)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -248,6 +249,7 @@ var checks = []struct{ says, name string }{
 	{"its journal doesn't have it", "journal incomplete"},
 	{"doesn't open", "replica doesn't open"},
 	{"can't be read", "read error"},
+	{"snapshot ", "snapshot"},
 	{"liveness", "liveness"},
 }
 

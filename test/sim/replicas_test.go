@@ -27,6 +27,8 @@ type replicaCopy struct {
 
 	running []*wire.Request // executing in the present engine
 	fence   uint64          // the highest that it answered with OK
+	// barred is the highest term it ever fenced at: damage to meta may take fence back, not this.
+	barred uint64
 	// touched has the chunks that were changed in a period that no checkpoint of the replica covers.
 	touched map[int64]uint64
 	// metaWrites counts how often meta was written since an engine was started or meta was damaged.
@@ -200,8 +202,8 @@ func (k *replicaCopy) fenced(q *wire.Request) {
 	if q.Term < k.fence {
 		c.fail("invariant 3: replica %s on %s has fenced at term %d, and then at %d", k.id, k.n.name, k.fence, q.Term)
 	}
-	k.v.bar(k, k.fence, q.Term)
-	k.fence = q.Term
+	k.v.bar(k, k.barred, q.Term)
+	k.fence, k.barred = q.Term, max(k.barred, q.Term)
 	if q.Fence == nil || q.Fence.AllChunks {
 		return
 	}

@@ -62,7 +62,7 @@ func TestNbdinfo(t *testing.T) {
 		Structured bool
 		Exports    []map[string]any
 	}
-	if err := json.Unmarshal([]byte(run(t, "nbdinfo", "--json", uri)), &info); err != nil {
+	if err := json.Unmarshal([]byte(run(t, "nbdinfo", "--json", "--no-content", uri)), &info); err != nil {
 		t.Fatal(err)
 	}
 	if info.Protocol != "newstyle-fixed" || !info.Structured || len(info.Exports) != 1 {
