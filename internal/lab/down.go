@@ -74,7 +74,7 @@ func endAll(procs []process, held []loop) error {
 
 // unmountBelow unmounts what somebody mounted below dir on the host itself.
 func unmountBelow(dir string) error {
-	all := mounts(os.Getpid())
+	all := mountsHere()
 	var errs []error
 	for i := len(all) - 1; i >= 0; i-- {
 		if !below(all[i].point, dir) {

@@ -154,7 +154,7 @@ func prepareNode(dir, name string) error {
 // dropForeignMounts unmounts, in this namespace, the block devices and FUSE file systems that the host has
 // mounted: whoever unmounts them there must not find them still in use here.
 func dropForeignMounts(dir string) error {
-	all := mounts(os.Getpid())
+	all := mountsHere()
 	for i := len(all) - 1; i >= 0; i-- {
 		m := all[i]
 		if !strings.HasPrefix(m.fsType, "fuse.") && !strings.HasPrefix(m.source, "/dev/loop") || m.point == "/" || below(dir, m.point) {

@@ -152,7 +152,7 @@ func wantNothingLeft(t *testing.T, name, tmp string) {
 			t.Errorf("%s over %s is left", lo.device, lo.path)
 		}
 	}
-	for _, m := range mounts(os.Getpid()) {
+	for _, m := range mountsHere() {
 		if below(m.point, tmp) {
 			t.Errorf("mount %s is left", m.point)
 		}
@@ -229,7 +229,7 @@ func TestLifeOfALab(t *testing.T) {
 		if len(f) != 5 || f[0] != "n1" || f[1] != "1" || f[2] == "0" || f[3] != l.Binary() {
 			t.Errorf("on the node: %q", f)
 		}
-		for _, m := range mounts(os.Getpid()) {
+		for _, m := range mountsHere() {
 			if strings.HasSuffix(m.point, "/n1/data/pool") {
 				t.Errorf("the node's mount %s leaked to the host", m.point)
 			}

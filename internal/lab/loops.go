@@ -141,9 +141,15 @@ type mount struct {
 	point, fsType, source string
 }
 
-// mounts returns what the process sees mounted, in the order in which it was mounted.
-func mounts(pid int) []mount {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
+// mountsHere returns what this process sees mounted, in the order in which it was mounted.
+func mountsHere() []mount { return mountsOf("self") }
+
+// mounts is the same for another process. Its number counts as in the mounted /proc: after a new PID namespace was entered, that isn't
+// the number that os.Getpid says.
+func mounts(pid int) []mount { return mountsOf(strconv.Itoa(pid)) }
+
+func mountsOf(process string) []mount {
+	b, err := os.ReadFile("/proc/" + process + "/mountinfo")
 	if err != nil {
 		return nil
 	}

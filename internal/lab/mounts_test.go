@@ -1,0 +1,37 @@
+package lab
+
+import (
+	"os"
+	"os/exec"
+	"slices"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestMountsInANewPIDNamespace sees its own mounts, not those of the process that has its number where /proc was mounted.
+func TestMountsInANewPIDNamespace(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: namespaces")
+	}
+	const variable = "KEELSON_TEST_MOUNT"
+	if dir := os.Getenv(variable); dir != "" {
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("own", dir, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.ContainsFunc(mountsHere(), func(m mount) bool { return m.point == dir && m.source == "own" }) {
+			t.Errorf("%s, which is mounted here, isn't in the list", dir)
+		}
+		return
+	}
+	cmd := exec.Command(os.Args[0], "-test.run", "^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), variable+"="+t.TempDir())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
