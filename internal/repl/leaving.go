@@ -14,7 +14,7 @@ func (c *Column) fail(m int, now time.Duration) {
 	case Catching, Joining:
 		c.drop(m, now)
 	case In, Promoting:
-		if !c.othersServe(m) {
+		if !c.othersServe(m) && !(mb.runLost && c.settleFor(m, now)) {
 			return // nobody would be left: wait for it
 		}
 		if c.promoting == m && c.promoteFlush {
@@ -42,6 +42,18 @@ func (c *Column) holdFor(m int) {
 			op.need |= 1 << m
 		}
 	}
+}
+
+// settleFor makes those serve that couldn't execute something when m was away, and still could have done it. m has lost its run, so it never
+// will: they are the last copy, and what they fail now, they fail as a disk does. It reports whether there are any.
+func (c *Column) settleFor(m int, now time.Duration) bool {
+	for i := range c.members {
+		if mb := &c.members[i]; i != m && mb.Present && mb.Role == In && mb.Open && mb.failing && !mb.runLost {
+			mb.failing = false
+			c.resend(i, now)
+		}
+	}
+	return c.othersServe(m)
 }
 
 // othersServe reports whether another in-sync member answers.

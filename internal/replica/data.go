@@ -202,6 +202,9 @@ func (r *Replica) answerSums(o *op) {
 	req := o.req
 	req.Sums = req.Sums[:block.PerChunk]
 	copy(req.Sums, o.ent[0].sums)
+	if req.Kind == wire.KindSnapSums {
+		r.clearBehind(req.Period, o.chunk, req.Sums)
+	}
 	if b := r.bad[o.chunk]; b != nil {
 		req.Bad = *b
 	}

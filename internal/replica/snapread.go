@@ -24,6 +24,16 @@ func (r *Replica) askSnap(o *op) {
 	}
 }
 
+// clearBehind makes zeros of what the sums of a chunk say behind the snapshot's end. They are of no block, so nobody has seen to
+// their being right: the head may be longer, or a bit may have flipped.
+func (r *Replica) clearBehind(period uint64, chunk int64, sums []uint64) {
+	if l := r.snaps.find(period); l != nil {
+		if _, n := l.span(chunk); n < block.ChunkSize {
+			clear(sums[max(0, n/block.Size):])
+		}
+	}
+}
+
 // levelRead reads from the chunk that a snapshot holds.
 type levelRead struct {
 	r    *Replica
@@ -73,6 +83,7 @@ func (q *levelRead) gotSums() {
 	if req.Kind == wire.KindSnapSums {
 		req.Sums = req.Sums[:block.PerChunk]
 		copy(rawSums(req.Sums), q.sums.b)
+		q.r.clearBehind(req.Period, o.chunk, req.Sums)
 		q.end(wire.StatusOK)
 		return
 	}

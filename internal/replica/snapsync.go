@@ -87,10 +87,7 @@ func (r *Replica) baseChunk(o *op, l *level, f aio.File, release func()) {
 		release()
 		r.finish(o, statusOf(err))
 	}
-	// Behind the snapshot's end there is nothing of it.
-	for i := n / block.Size; i < block.PerChunk; i++ {
-		o.req.Sums[i] = 0
-	}
+	r.clearBehind(l.period, o.chunk, o.req.Sums)
 	if block.IsZero(rawSums(o.req.Sums)) {
 		l.data.Punch(&o.io, off, n)
 		return

@@ -222,7 +222,8 @@ func (c *cluster) inflictDisk(kind faultKind, n *node, v *vol) bool {
 		}
 		x := 1 + rng.IntN(7)
 		d.Fail(x&1 != 0, x&2 != 0, x&4 != 0)
-		c.w.After(c.somewhile(), "disk whole again", func() { d.Fail(false, false, false) })
+		n.failing, n.eng.failed = true, true
+		c.w.After(c.somewhile(), "disk whole again", func() { d.Fail(false, false, false); n.failing = false })
 	case faultFullDisk:
 		d.SetQuota(d.Used() + int64(rng.IntN(64))*block.Size)
 		c.w.After(c.somewhile(), "disk has space again", func() { d.SetQuota(1 << 40) })
@@ -307,7 +308,7 @@ func (c *cluster) heal() {
 	c.w.SetDisk(goodDisk)
 	c.w.HealAll()
 	for _, n := range c.nodes {
-		n.metaCut, n.lapsed = false, false
+		n.metaCut, n.lapsed, n.failing = false, false, false
 		d := n.sn.Disk()
 		d.Fail(false, false, false)
 		d.SetSlow(1)

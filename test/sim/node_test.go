@@ -25,6 +25,7 @@ type node struct {
 	eng        *engine  // nil while no engine runs
 	guests     []*guest // of each volume
 	metaCut    bool
+	failing    bool // its disk fails operations
 	lapsed     bool // its lease isn't kept alive, although it reaches the store
 	leaseUntil time.Duration
 	wallOff    time.Duration // how wrong its wall clock is
@@ -42,6 +43,7 @@ type engine struct {
 	replicas map[wire.ReplicaID]*watched
 	opening  int
 	ready    bool
+	failed   bool         // its disk has failed operations, so a write may be torn
 	atts     []attachment // of each volume
 }
 
@@ -67,7 +69,7 @@ func (n *node) start() {
 	n.engines++
 	n.named()
 	l := n.sn.Start()
-	e := &engine{n: n, l: l, replicas: map[wire.ReplicaID]*watched{}, atts: make([]attachment, len(n.c.vols))}
+	e := &engine{n: n, l: l, failed: n.failing, replicas: map[wire.ReplicaID]*watched{}, atts: make([]attachment, len(n.c.vols))}
 	for _, v := range n.c.vols {
 		e.meta = append(e.meta, &client{s: n.c.s, v: v, n: n, l: l})
 	}

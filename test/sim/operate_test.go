@@ -197,7 +197,7 @@ func (v *vol) rotMeta(k *replicaCopy) bool {
 			return false
 		}
 		v.c.w.After(v.c.somewhile(), "meta can be read again", d.HealSectors)
-	} else if k.metaWrites < 2 || d.Busy(name) || !d.FlipBit(name, off+rng.Int64N(block.Size)) {
+	} else if k.metaWrites < 2 || k.n.eng.failed || d.Busy(name) || !d.FlipBit(name, off+rng.Int64N(block.Size)) {
 		return false // a slot may be torn, and the other is all there is
 	} else {
 		k.metaWrites, k.fence, k.wentBack = 0, 0, true
