@@ -183,5 +183,6 @@ func checkUnused(ctx context.Context, w io.Writer) error {
 	for _, n := range shown {
 		lines = append(lines, n+" ("+strings.Join(users[n], ", ")+")")
 	}
-	return fmt.Errorf("%d pods use volumes of Keelson and would lose them: %s. Delete or move these first; or, knowing that, uninstall with --no-hooks", len(users), strings.Join(lines, "; "))
+	return fmt.Errorf("volumes of Keelson are used by pods (%d), which would wait for them until Keelson is installed again: %s. Delete those pods, or what makes them, first; or, knowing that, uninstall with --no-hooks",
+		len(users), strings.Join(lines, "; "))
 }

@@ -70,8 +70,8 @@ func newRootCommand() *cobra.Command {
 	}
 	root.AddCommand(
 		newServerCommand(g), newPrepareCommand(g), newEtcdCommand(g), newEngineCommand(g), newControlCommand(g), newHolderCommand(g), newGuardCommand(),
-		newStatusCommand(g), newReadyCommand(g), newNodeCommand(g), newPoolCommand(g), newVolumeCommand(g), newSnapshotCommand(g), newTokenCommand(g),
-		newAPITokenCommand(g), newAuditCommand(g), newEventsCommand(g), newDoctorCommand(g), newSupportBundleCommand(g), newKubectlCommand(),
+		newStatusCommand(g), newReadyCommand(g), newNodeCommand(g), newPoolCommand(g), newVolumeCommand(g), newSnapshotCommand(g), newKeyCommand(g), newTokenCommand(g),
+		newAPITokenCommand(g), newRecoverCommand(g), newAuditCommand(g), newEventsCommand(g), newDoctorCommand(g), newSupportBundleCommand(g), newKubectlCommand(),
 		newSettingsCommand(g), newInstallCommand(), newLabCommand(), newCompletionCommand(), newVersionCommand(),
 	)
 	return root

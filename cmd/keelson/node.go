@@ -62,6 +62,9 @@ func nodeState(n *pb.Node) string {
 	if n.Cordoned {
 		s += ",cordoned"
 	}
+	if n.Unschedulable {
+		s += ",unschedulable"
+	}
 	switch n.Upkeep {
 	case string(spec.Drain):
 		s += ",draining"
@@ -133,7 +136,14 @@ func newNodeCordonCommand(g *globalOptions, cordon bool) *cobra.Command {
 					return err
 				}
 			}
+			was, err := c.Nodes.GetNode(cmd.Context(), &pb.GetNodeRequest{Name: a[0]})
+			if err != nil {
+				return err
+			}
 			_, err = c.Nodes.CordonNode(cmd.Context(), &pb.CordonNodeRequest{Name: a[0], Cordoned: cordon})
+			if err == nil && !cordon && was.Unschedulable {
+				fmt.Fprintf(cmd.ErrOrStderr(), "node %s was cordoned in Kubernetes too, and stays so until: kubectl uncordon\n", a[0])
+			}
 			return err
 		},
 	}

@@ -20,16 +20,22 @@ const snapshotWait = 2 * time.Minute
 func newSnapshotCommand(g *globalOptions) *cobra.Command {
 	return group(&cobra.Command{Use: "snapshot", Aliases: []string{"snap"}, Short: "Keep what volumes held at a moment, and go back to it"},
 		newSnapshotCreateCommand(g), newSnapshotListCommand(g), newSnapshotShowCommand(g), newSnapshotDeleteCommand(g),
-		newSnapshotRestoreCommand(g), newSnapshotScheduleCommand(g))
+		newSnapshotRestoreCommand(g), newSnapshotScheduleCommand(g), newSnapshotAttachCommand(g), newSnapshotDetachCommand(g))
 }
 
 func newSnapshotCreateCommand(g *globalOptions) *cobra.Command {
 	var o outputFlag
+	var groupName string
 	cmd := &cobra.Command{
-		Use: "create VOLUME [NAME]", Short: "Take a snapshot of a volume, on all its copies",
-		Example: "  keelson snapshot create pg before-upgrade",
-		Args:    args(cobra.RangeArgs(1, 2)), ValidArgsFunction: completeVolumes(g),
+		Use: "create {VOLUME [NAME] | --group NAME VOLUME...}", Short: "Take a snapshot of a volume, or of several at one moment, on all their copies",
+		Long: "Take a snapshot of a volume, on all its copies; or, with --group, of several volumes at one moment: what had been acknowledged on one of them\n" +
+			"before something was begun on another one is in the group if that is. The snapshots have the group's name, and are deleted with the group.",
+		Example: "  keelson snapshot create pg before-upgrade\n  keelson snapshot create --group before-upgrade pg-data pg-wal",
+		Args:    groupArgs(&groupName, cobra.RangeArgs(1, 2), cobra.MinimumNArgs(1)), ValidArgsFunction: completeVolumes(g),
 		RunE: func(cmd *cobra.Command, a []string) error {
+			if cmd.Flags().Changed("group") {
+				return runGroupCreate(cmd.Context(), g, o, groupName, a, cmd.OutOrStdout())
+			}
 			name := ""
 			if len(a) > 1 {
 				name = a[1]
@@ -38,6 +44,7 @@ func newSnapshotCreateCommand(g *globalOptions) *cobra.Command {
 		},
 	}
 	o.register(cmd)
+	cmd.Flags().StringVar(&groupName, "group", "", "name of the group: all arguments are volumes, of which snapshots are taken at one moment")
 	return cmd
 }
 
@@ -100,6 +107,9 @@ func snapshotTable(w io.Writer, list []*pb.Snapshot) {
 			if s.Group != "" {
 				by = "group " + s.Group
 			}
+			if s.Attached != "" {
+				by = strings.TrimPrefix(by+", attached to "+s.Attached, ", ")
+			}
 			row(s.Volume, s.Name, s.State, taken, spec.FormatSize(s.Size), used, by)
 		}
 	})
@@ -132,7 +142,17 @@ func newSnapshotDeleteCommand(g *globalOptions) *cobra.Command {
 		_, err := c.Snaps.DeleteSnapshot(ctx, &pb.DeleteSnapshotRequest{Volume: volume, Name: name})
 		return fmt.Sprintf("snapshot %s of volume %s is deleted", name, volume), err
 	})
-	cmd.Use, cmd.Aliases, cmd.Short = "delete VOLUME NAME", []string{"rm"}, "Delete a snapshot; its space is free when this returns"
+	cmd.Use, cmd.Aliases, cmd.Short = "delete {VOLUME NAME | --group NAME}", []string{"rm"}, "Delete a snapshot, or all of a group; the space is free when this returns"
+	var groupName string
+	cmd.Flags().StringVar(&groupName, "group", "", "name of the group whose snapshots are deleted")
+	cmd.Args = groupArgs(&groupName, cobra.ExactArgs(2), cobra.NoArgs)
+	one := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, a []string) error {
+		if cmd.Flags().Changed("group") {
+			return runGroupDelete(cmd.Context(), g, groupName, cmd.OutOrStdout())
+		}
+		return one(cmd, a)
+	}
 	return cmd
 }
 

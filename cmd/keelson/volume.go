@@ -34,6 +34,7 @@ type VolumeCreateOptions struct {
 	Nodes, Zones      []string
 	FromVolume        string
 	FromSnapshot      string
+	Encrypt           bool
 	output            outputFlag
 }
 
@@ -63,8 +64,9 @@ func newVolumeCreateCommand(g *globalOptions) *cobra.Command {
 	f.StringSliceVar(&o.Zones, "zones", nil, "only nodes of these zones, separated by ','")
 	f.StringVar(&o.FromVolume, "from-volume", "", "make it a clone of what this volume holds now")
 	f.StringVar(&o.FromSnapshot, "from-snapshot", "", "make it a clone of a snapshot, VOLUME/SNAPSHOT")
+	f.BoolVar(&o.Encrypt, "encrypt", false, "encrypt its data on all copies; a clone is encrypted if its origin is")
 	cmd.MarkFlagsMutuallyExclusive("from-volume", "from-snapshot")
-	for _, other := range []string{"replicas", "columns", "zone-spread", "node-selector", "media", "nodes", "zones"} {
+	for _, other := range []string{"replicas", "columns", "zone-spread", "node-selector", "media", "nodes", "zones", "encrypt"} {
 		for _, from := range []string{"from-volume", "from-snapshot"} {
 			cmd.MarkFlagsMutuallyExclusive(from, other)
 		}
@@ -111,7 +113,7 @@ func runVolumeCreate(ctx context.Context, g *globalOptions, o VolumeCreateOption
 	}
 	r := &pb.CreateVolumeRequest{
 		Name: name, Size: size, Replicas: o.Replicas, Columns: o.Columns, ZoneSpread: o.ZoneSpread, NodeSelector: sel, Media: o.Media,
-		Limits: policy.Limits, Placement: policy.Placement, TrimEvery: policy.TrimEvery,
+		Limits: policy.Limits, Placement: policy.Placement, TrimEvery: policy.TrimEvery, Encrypt: o.Encrypt,
 	}
 	for _, t := range topology {
 		r.Topology = append(r.Topology, &pb.TopologyTerm{Segments: t})

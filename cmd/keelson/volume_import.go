@@ -25,6 +25,7 @@ type VolumeImportOptions struct {
 	From, Format, Size string
 	Replicas           int32
 	Overwrite, Verify  bool
+	Encrypt            bool
 	policy             *pb.SetVolumeRequest
 }
 
@@ -54,6 +55,7 @@ func newVolumeImportCommand(g *globalOptions) *cobra.Command {
 	f.StringVar(&o.Format, "format", formatAuto, "format of a file: raw, qcow2, another one that qemu-nbd knows, or auto (raw or qcow2)")
 	f.StringVar(&o.Size, "size", "", "size of a new volume, such as 4Gi (default: that of the image)")
 	f.Int32Var(&o.Replicas, "replicas", spec.DefaultReplicas, "number of copies of a new volume")
+	f.BoolVar(&o.Encrypt, "encrypt", false, "encrypt the data of a new volume on all copies")
 	f.BoolVar(&o.Overwrite, "overwrite", false, "throw away what an existing volume has")
 	f.BoolVar(&o.Verify, "verify", false, "read both in the end, and compare them")
 	set.register(cmd, true)
@@ -145,7 +147,7 @@ func prepareImport(ctx context.Context, c *api.Client, o VolumeImportOptions, st
 			}
 		}
 		return c.Volumes.CreateVolume(ctx, &pb.CreateVolumeRequest{Name: name, Size: size, Replicas: o.Replicas, Import: state,
-			Limits: o.policy.Limits, Placement: o.policy.Placement, TrimEvery: o.policy.TrimEvery})
+			Limits: o.policy.Limits, Placement: o.policy.Placement, TrimEvery: o.policy.TrimEvery, Encrypt: o.Encrypt})
 	}
 	if err != nil {
 		return nil, err

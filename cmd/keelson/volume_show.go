@@ -86,7 +86,7 @@ func volumeDetails(w io.Writer, v *pb.Volume) {
 		policy += ", on " + v.Media
 	}
 	fields(w, "Volume", v.Name, "ID", v.Id, "Size", sizeText(v), "Policy", policy, "Health", v.Health,
-		"Condition", v.Condition, "Attached", attached, "Device", v.Device, "Term", v.Term,
+		"Condition", v.Condition, "Attached", attached, "Device", v.Device, "Encryption", encryptionText(v), "Term", v.Term,
 		"Created", v.Created.AsTime().Format(timeFormat), "Scrub", scrubText(v.Scrub), "Last scrub", lastScrubText(v.Scrub))
 	fields(w, policyFields(v)...)
 	if e := v.Ephemeral; e != nil {
@@ -104,6 +104,14 @@ func volumeDetails(w io.Writer, v *pb.Volume) {
 			}
 		})
 	}
+}
+
+// encryptionText is the cipher and the wrapping key; "" for a volume that isn't encrypted.
+func encryptionText(v *pb.Volume) string {
+	if v.Encryption == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s, its key wrapped by %s", v.Encryption.Cipher, v.Encryption.Key)
 }
 
 func memberState(m *pb.Member) string {

@@ -86,6 +86,14 @@ var methods = map[string]access{
 	rpc.SnapshotServiceRestoreVolumeProcedure:  {operator, true},
 	rpc.SnapshotServiceCloneVolumeProcedure:    {operator, true},
 	rpc.SnapshotServiceSetScheduleProcedure:    {operator, true},
+	rpc.SnapshotServiceCreateGroupProcedure:    {operator, true},
+	rpc.SnapshotServiceGetGroupProcedure:       {viewer, false},
+	rpc.SnapshotServiceDeleteGroupProcedure:    {operator, true},
+	rpc.SnapshotServiceAttachSnapshotProcedure: {operator, true},
+	rpc.SnapshotServiceDetachSnapshotProcedure: {operator, true},
+
+	rpc.KeyServiceListKeysProcedure:   {viewer, false},
+	rpc.KeyServiceRotateKeysProcedure: {admin, true},
 
 	rpc.AccessServiceCreateAPITokenProcedure: {admin, true},
 	rpc.AccessServiceListAPITokensProcedure:  {admin, false},

@@ -68,8 +68,11 @@ type Config struct {
 	External  bool // the metadata is not run by Keelson
 	// Pages are further HTTP handlers by their paths, such as /metrics, for whoever may see the nouns.
 	Pages map[string]http.Handler
+	// Removed are the nodes that were removed, as far as is known before the metadata can be asked.
+	Removed map[string]time.Time
 	// RenewBefore is how long before its end a node replaces its certificate; 0 is pki.RenewBefore.
 	RenewBefore time.Duration
+	Keys        Keys  // nil if this node has no wrapping keys
 	Audit       Audit // nil keeps entries in the log alone
 	Log         *slog.Logger
 	Now         func() time.Time
@@ -90,7 +93,7 @@ func New(cfg Config) *Server {
 	if cfg.RenewBefore == 0 {
 		cfg.RenewBefore = pki.RenewBefore
 	}
-	return &Server{cfg: cfg}
+	return &Server{cfg: cfg, removed: removed{cluster: spec.Cluster{Removed: cfg.Removed}}}
 }
 
 // Handler returns the HTTP handler of all services and pages. It needs to be served over TLS.
@@ -110,6 +113,7 @@ func (s *Server) services() http.Handler {
 	handle(rpc.NewVolumeServiceHandler(volumeService{s}, opts...))
 	handle(rpc.NewSnapshotServiceHandler(snapshotService{s}, opts...))
 	handle(rpc.NewUpkeepServiceHandler(upkeepService{s}, opts...))
+	handle(rpc.NewKeyServiceHandler(keyService{s}, opts...))
 	handle(rpc.NewAccessServiceHandler(accessService{s}, opts...))
 	handle(rpc.NewJoinServiceHandler(joinService{s}, opts...))
 	for path, h := range s.cfg.Pages {

@@ -340,6 +340,20 @@ func TestNodes(t *testing.T) {
 	ctx := context.Background()
 	c := newTestCluster(t, "n1", "n2", "n3")
 	nodes, vols := c.clients["n1"].Nodes, c.clients["n1"].Volumes
+	marked, err := c.store.Node(ctx, "n2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	marked.Value.Unschedulable = true
+	if _, err := c.store.PutNode(ctx, marked.Value, marked.Rev); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := nodes.GetNode(ctx, &pb.GetNodeRequest{Name: "n2"}); err != nil || !n.Unschedulable || n.Cordoned {
+		t.Errorf("cordoned in Kubernetes: %v, %v", n, err)
+	}
+	if n, err := nodes.CordonNode(ctx, &pb.CordonNodeRequest{Name: "n2"}); err != nil || n.Unschedulable {
+		t.Errorf("where nobody else would take it back, a person can: %v, %v", n, err)
+	}
 	if n, err := nodes.CordonNode(ctx, &pb.CordonNodeRequest{Name: "n2", Cordoned: true}); err != nil || !n.Cordoned {
 		t.Fatalf("%v, %v", n, err)
 	}

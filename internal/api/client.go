@@ -15,6 +15,7 @@ type Client struct {
 	Pools   rpc.PoolServiceClient
 	Volumes rpc.VolumeServiceClient
 	Upkeep  rpc.UpkeepServiceClient
+	Keys    rpc.KeyServiceClient
 	Snaps   rpc.SnapshotServiceClient
 	Access  rpc.AccessServiceClient
 	Join    rpc.JoinServiceClient
@@ -33,6 +34,7 @@ func NewClient(h *http.Client, base string) *Client {
 		Volumes: rpc.NewVolumeServiceClient(h, base, opt),
 		Snaps:   rpc.NewSnapshotServiceClient(h, base, opt),
 		Upkeep:  rpc.NewUpkeepServiceClient(h, base, opt),
+		Keys:    rpc.NewKeyServiceClient(h, base, opt),
 		Access:  rpc.NewAccessServiceClient(h, base, opt),
 		Join:    rpc.NewJoinServiceClient(h, base, opt),
 	}

@@ -56,6 +56,9 @@ func (c clusterService) Status(ctx context.Context, _ *pb.StatusRequest) (*pb.St
 			worse(Degraded, "node %s: %s", n.Name, n.Problem)
 		}
 	}
+	for _, text := range v.unprovenProblems() {
+		worse(Degraded, "%s", text)
+	}
 	voters := map[string]bool{}
 	for _, m := range r.Metadata {
 		voters[m.Name] = !m.Learner
@@ -64,7 +67,7 @@ func (c clusterService) Status(ctx context.Context, _ *pb.StatusRequest) (*pb.St
 		}
 	}
 	for _, n := range v.nodes {
-		if len(r.Metadata) > 0 && hasRole(n.Roles, spec.RoleMetadata) && !voters[n.Name] {
+		if len(r.Metadata) > 0 && hasRole(n.Roles, spec.RoleMetadata) && !voters[n.Name] && n.Member != spec.Resting {
 			worse(Degraded, "node %s is no voting member of the metadata yet", n.Name)
 		}
 	}
@@ -213,6 +216,9 @@ func (c clusterService) AddMember(ctx context.Context, r *pb.AddMemberRequest) (
 	}
 	if who, ok := ctx.Value(identityKey{}).(pki.Identity); !ok || who.Node != r.Name {
 		return nil, errorf(errDenied, "a node can make itself a metadata member, and no other")
+	}
+	if n, err := c.s.cfg.Store.Node(ctx, r.Name); err == nil && n.Value.Member == spec.Resting {
+		return nil, fmt.Errorf("%w: another node holds the metadata in the place of %s, which waits until it is needed", ErrNotCaughtUp, r.Name)
 	}
 	id, initial, err := c.s.cfg.Members.Add(ctx, r.Name, r.PeerUrl)
 	return &pb.AddMemberResponse{Id: id, InitialCluster: initial}, err

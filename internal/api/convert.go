@@ -59,7 +59,7 @@ func settingsProto(s spec.Settings) *pb.Settings {
 func (v *view) nodeProto(n spec.Node) *pb.Node {
 	return &pb.Node{
 		Name: n.Name, Id: n.ID, Roles: roleNames(n.Roles), Zone: n.Zone, Labels: n.Labels,
-		ApiAddr: n.APIAddr, EngineAddr: n.EngineAddr, Shards: int32(n.Shards), Cordoned: n.Cordoned,
+		ApiAddr: n.APIAddr, EngineAddr: n.EngineAddr, Shards: int32(n.Shards), Cordoned: n.Cordoned, Unschedulable: n.Unschedulable,
 		Joined: timestamppb.New(n.Joined), Version: n.Version,
 		Upkeep: string(n.Upkeep), Alive: v.alive[n.Name], Leader: n.Name == v.leader, Problem: v.nodeProblem(n),
 	}
@@ -137,6 +137,7 @@ func (v *view) volumeProto(vol spec.Volume) *pb.Volume {
 	m.Scrub = v.scrubProto(&vol, live)
 	snapshotProtos(m, &vol)
 	policyProtos(m, &vol)
+	m.Encryption = encryptionProto(&vol)
 	m.Health, m.Condition = v.health(vol, live)
 	return m
 }
@@ -177,6 +178,9 @@ func (v *view) health(vol spec.Volume, live *pb.LiveVolume) (health, condition s
 	}
 	for _, text := range scrubProblems(&vol) {
 		worse(Degraded, "%s", text)
+	}
+	if vol.Unproven != nil {
+		worse(Degraded, "the metadata was recovered, and it isn't known yet whether this record is the newest")
 	}
 	if live != nil && live.Condition != "" {
 		why = append(why, live.Condition)

@@ -60,6 +60,11 @@ func (x volumeService) CreateVolume(ctx context.Context, r *pb.CreateVolumeReque
 			Replica: spec.NewID(), Node: c.Node, Pool: c.Pool, State: spec.InSync, Since: now, Reason: c.Reason,
 		})
 	}
+	if r.Encrypt {
+		if err := x.s.encryption(ctx, &vol); err != nil {
+			return nil, err
+		}
+	}
 	if _, err := x.s.cfg.Store.CreateVolume(ctx, vol); errors.Is(err, meta.ErrExists) {
 		return nil, taken
 	} else if err != nil {

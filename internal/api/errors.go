@@ -10,6 +10,7 @@ import (
 	"keelson.io/keelson/internal/meta"
 	"keelson.io/keelson/internal/pki"
 	"keelson.io/keelson/internal/place"
+	"keelson.io/keelson/internal/seal"
 	"keelson.io/keelson/internal/spec"
 )
 
@@ -48,6 +49,10 @@ var kinds = []struct {
 	{pki.ErrTokenUnknown, connect.CodePermissionDenied},
 	{pki.ErrTokenExpired, connect.CodePermissionDenied},
 	{pki.ErrTokenCluster, connect.CodePermissionDenied},
+	{seal.ErrNone, connect.CodeFailedPrecondition},
+	{seal.ErrMissing, connect.CodeFailedPrecondition},
+	{seal.ErrDamaged, connect.CodeFailedPrecondition},
+	{seal.ErrAway, connect.CodeUnavailable},
 	{meta.ErrNotFound, connect.CodeNotFound},
 	{meta.ErrExists, connect.CodeAlreadyExists},
 	{meta.ErrConflict, connect.CodeAborted},
@@ -81,7 +86,8 @@ func ToConnect(err error) error {
 		return out
 	}
 	out := connect.NewError(codeOf(err), err)
-	if errors.Is(err, errAgain) || errors.Is(err, meta.ErrUnavailable) || errors.Is(err, ErrNotCaughtUp) {
+	if errors.Is(err, errAgain) || errors.Is(err, meta.ErrUnavailable) || errors.Is(err, ErrNotCaughtUp) ||
+		errors.Is(err, seal.ErrMissing) || errors.Is(err, seal.ErrAway) {
 		out.Meta().Set(retryKey, "1")
 	}
 	return out

@@ -138,5 +138,15 @@ func (c clusterService) RenewCertificate(ctx context.Context, r *pb.RenewCertifi
 		return nil, errorf(errDenied, "only a node can renew its certificate")
 	}
 	cert, err := c.s.sign(who.Cluster, who.Node, r.Csr)
-	return &pb.RenewCertificateResponse{CertPem: cert}, err
+	if err != nil {
+		return nil, err
+	}
+	resp := &pb.RenewCertificateResponse{CertPem: cert}
+	if n, err := c.s.cfg.Store.Node(ctx, who.Node); err == nil && n.Value.Member == spec.Called {
+		resp.CaKeyPem, err = pki.EncodeKey(c.s.cfg.CA.Key)
+		if err != nil {
+			return nil, err
+		}
+	}
+	return resp, nil
 }

@@ -53,10 +53,14 @@ func (n nodeService) CordonNode(ctx context.Context, r *pb.CordonNodeRequest) (*
 		if errors.Is(err, meta.ErrNotFound) {
 			return noNode(r.Name)
 		}
-		if err != nil || x.Value.Cordoned == r.Cordoned {
+		if err != nil || x.Value.Cordoned == r.Cordoned && (r.Cordoned || !x.Value.Unschedulable) {
 			return err
 		}
 		x.Value.Cordoned = r.Cordoned
+		if !r.Cordoned {
+			// If it is still cordoned in Kubernetes, the leader says so again; if Keelson doesn't run there any more, nobody else takes it back.
+			x.Value.Unschedulable = false
+		}
 		_, err = st.PutNode(ctx, x.Value, x.Rev)
 		return err
 	})

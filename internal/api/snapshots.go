@@ -139,6 +139,9 @@ func (x snapshotService) DeleteSnapshot(ctx context.Context, r *pb.DeleteSnapsho
 		if s == nil {
 			return noSnapshot(v.Name, r.Name)
 		}
+		if err := alone(v, s); err != nil {
+			return err
+		}
 		if why := v.SnapshotInUse(s.ID); why != "" {
 			return errorf(errRefused, "snapshot %s of volume %s can't be deleted now: %s", s.Name, v.Name, why)
 		}
@@ -267,6 +270,9 @@ func (x snapshotService) cloneOf(ctx context.Context, v *spec.Volume, s *spec.Sn
 	if err := c.Validate(); err != nil {
 		return c, err
 	}
+	if err := x.s.shareKey(ctx, v, &c); err != nil {
+		return c, err
+	}
 	if r.Size != 0 && r.Size != c.Size {
 		if err := c.PlanGrowth(r.Size); err != nil {
 			return c, err
@@ -346,7 +352,10 @@ func (s *Server) deletable(ctx context.Context, v *spec.Volume) error {
 func snapshotProto(v *spec.Volume, s *spec.Snapshot, live *pb.LiveVolume) *pb.Snapshot {
 	m := &pb.Snapshot{
 		Id: s.ID, Name: s.Name, Volume: v.Name, VolumeId: v.ID, State: string(s.State), Size: s.Size,
-		Asked: timestamppb.New(s.Asked), Group: s.Group, Schedule: s.Schedule, Used: -1,
+		Asked: timestamppb.New(s.Asked), Schedule: s.Schedule, Used: -1, Attached: s.Device.Node,
+	}
+	if s.Group != "" {
+		m.Group = s.Name
 	}
 	if !s.Taken.IsZero() {
 		m.Taken = timestamppb.New(s.Taken)

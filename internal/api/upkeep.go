@@ -53,6 +53,9 @@ func (u upkeepService) ResizeVolume(ctx context.Context, r *pb.ResizeVolumeReque
 		if err := next.PlanGrowth(r.Size); err != nil {
 			return false, err
 		}
+		if vol.Restore != nil { // only a snapshot of the volume's size can be restored
+			return false, errorf(errAgain, "volume %s %s", vol.Name, preparing(vol))
+		}
 		if vol.Import.Active() {
 			return false, errorf(errRefused, "an import into volume %s isn't complete; its size can't be changed until it is", vol.Name)
 		}

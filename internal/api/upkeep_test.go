@@ -93,6 +93,19 @@ func TestResizeVolume(t *testing.T) {
 	code(t, "being deleted", err, connect.CodeFailedPrecondition, "deleted")
 }
 
+// TestNoGrowthWithinRestore checks that a volume stays as large as the snapshot to which it is being restored.
+func TestNoGrowthWithinRestore(t *testing.T) {
+	ctx := context.Background()
+	c := newTestCluster(t, "n1", "n2")
+	c.volume(t, "pg", 1<<30, 2)
+	c.change(t, "pg", func(v *spec.Volume) { v.Restore = &spec.Restore{Snapshot: "00000000000000aa"} })
+	_, err := c.clients["n1"].Upkeep.ResizeVolume(ctx, &pb.ResizeVolumeRequest{Name: "pg", Size: 2 << 30})
+	code(t, "within a restore", err, connect.CodeAborted, "pg", "being restored")
+	if rec, _ := c.store.VolumeByName(ctx, "pg"); rec.Value.Growth != (spec.Growth{}) {
+		t.Errorf("something was changed: %+v", rec.Value.Growth)
+	}
+}
+
 func TestReplicasAndMoves(t *testing.T) {
 	ctx := context.Background()
 	c := newTestCluster(t, "n1", "n2", "n3")

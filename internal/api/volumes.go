@@ -22,7 +22,9 @@ func (x volumeService) ListVolumes(ctx context.Context, _ *pb.ListVolumesRequest
 func (v *view) volumeProtos() []*pb.Volume {
 	out := make([]*pb.Volume, 0, len(v.volumes))
 	for _, x := range v.volumes {
-		out = append(out, v.volumeProto(x))
+		if x.ReadOnly == nil {
+			out = append(out, v.volumeProto(x))
+		}
 	}
 	return out
 }
@@ -33,7 +35,7 @@ func (x volumeService) GetVolume(ctx context.Context, r *pb.GetVolumeRequest) (*
 		return nil, err
 	}
 	for _, vol := range v.volumes {
-		if vol.Name == r.Name {
+		if vol.Name == r.Name && vol.ReadOnly == nil {
 			return v.volumeProto(vol), nil
 		}
 	}
@@ -47,7 +49,7 @@ func noVolume(name string) error {
 // volume reads a volume by name, for a change.
 func (s *Server) volume(ctx context.Context, name string) (meta.Versioned[spec.Volume], error) {
 	v, err := s.cfg.Store.VolumeByName(ctx, name)
-	if errors.Is(err, meta.ErrNotFound) {
+	if errors.Is(err, meta.ErrNotFound) || err == nil && v.Value.ReadOnly != nil {
 		return v, noVolume(name)
 	}
 	return v, err

@@ -376,13 +376,3 @@ func TestMetadataAway(t *testing.T) {
 	}
 	r.cluster.SetAway(nil)
 }
-
-func TestGroupSnapshotsAreRefusedClearly(t *testing.T) {
-	r := newRig(t, "csi.keelson.io", false)
-	_, err := r.CreateVolumeGroupSnapshot(t.Context(), &pb.CreateVolumeGroupSnapshotRequest{Name: "s"})
-	refused(t, "group snapshot", err, codes.Unimplemented, "snapshots")
-	got, err := r.GroupControllerGetCapabilities(t.Context(), &pb.GroupControllerGetCapabilitiesRequest{})
-	if err != nil || len(got.Capabilities) > 0 {
-		t.Errorf("%v, %v", got, err)
-	}
-}

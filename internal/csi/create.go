@@ -131,7 +131,7 @@ func (c *controller) request(ctx context.Context, r *pb.CreateVolumeRequest, cla
 	return Request{
 		Name: volumeName(r.GetName()), Size: size, Replicas: class.Replicas, Columns: class.Columns, ZoneSpread: class.ZoneSpread,
 		Media: class.Media, NodeSelector: class.NodeSelector, Topology: topology, Near: w.near,
-		Limits: class.Limits, Placement: class.Placement, TrimEvery: class.TrimEvery,
+		Limits: class.Limits, Placement: class.Placement, TrimEvery: class.TrimEvery, Encrypt: class.Encrypt,
 	}, w.access, nil
 }
 
@@ -188,6 +188,8 @@ func differs(v Volume, req Request, capacity *pb.CapacityRange) string {
 		return fmt.Sprintf("it has %d columns, %d are asked for", v.Columns, req.Columns)
 	case v.ZoneSpread != req.ZoneSpread:
 		return "zone spread differs"
+	case v.Encrypted != req.Encrypt:
+		return fmt.Sprintf("encrypted is %t, %t is asked for", v.Encrypted, req.Encrypt)
 	case v.Media != req.Media:
 		return fmt.Sprintf("its media is %q, %q is asked for", v.Media, req.Media)
 	case !maps.Equal(v.NodeSelector, req.NodeSelector):

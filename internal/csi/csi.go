@@ -39,7 +39,12 @@ type Keelson interface {
 	Clone(ctx context.Context, name, volume, snapshot string, size int64) (Volume, error)
 	// CreateSnapshot takes a snapshot and answers when it is there. That it has is no error. ErrNotFound; ErrRefused: there are too many.
 	CreateSnapshot(ctx context.Context, volume, name string) (Snapshot, error)
-	// DeleteSnapshot answers when it is gone. ErrNotFound.
+	// CreateGroup takes snapshots of several volumes at one moment, all of that name, and answers when they are there. That it has is no
+	// error. ErrNotFound; ErrExists: there is a group of that name of other volumes; ErrRefused; ErrInvalid.
+	CreateGroup(ctx context.Context, name string, volumes []string) ([]Snapshot, error)
+	// DeleteGroup answers when all of a group's snapshots are gone. ErrNotFound.
+	DeleteGroup(ctx context.Context, name string) error
+	// DeleteSnapshot answers when it is gone. ErrNotFound; ErrInvalid: it is one of a group.
 	DeleteSnapshot(ctx context.Context, volume, name string) error
 	// SetSchedule has snapshots of a volume taken by themselves. ErrNotFound; ErrInvalid.
 	SetSchedule(ctx context.Context, volume, schedule string) error
@@ -109,6 +114,8 @@ type Request struct {
 	Placement spec.Placement
 	// TrimEvery is how often the mounted file system is trimmed; 0 is never.
 	TrimEvery time.Duration
+	// Encrypt has its data encrypted on all copies.
+	Encrypt bool
 	// Ephemeral is set for a volume that lives as long as a pod.
 	Ephemeral *spec.Ephemeral
 }
@@ -127,6 +134,7 @@ type Volume struct {
 	Limits       spec.Limits
 	Placement    spec.Placement
 	Trim         spec.TrimState
+	Encrypted    bool
 	Deleting     bool
 	// Node is where it is attached with a device; "" if nowhere.
 	Node    string

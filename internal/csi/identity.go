@@ -27,6 +27,7 @@ func (i *identity) GetPluginCapabilities(context.Context, *pb.GetPluginCapabilit
 	for _, t := range []pb.PluginCapability_Service_Type{
 		pb.PluginCapability_Service_CONTROLLER_SERVICE,
 		pb.PluginCapability_Service_VOLUME_ACCESSIBILITY_CONSTRAINTS,
+		pb.PluginCapability_Service_GROUP_CONTROLLER_SERVICE,
 	} {
 		out.Capabilities = append(out.Capabilities, &pb.PluginCapability{
 			Type: &pb.PluginCapability_Service_{Service: &pb.PluginCapability_Service{Type: t}},

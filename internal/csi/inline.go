@@ -157,7 +157,7 @@ func (n *node) makeInline(ctx context.Context, v inlineVolume, class dialect.Req
 	made, err := n.create(ctx, Request{
 		Name: v.name, Size: size, Replicas: max(class.Replicas, 1), Columns: class.Columns, ZoneSpread: class.ZoneSpread, Media: class.Media,
 		NodeSelector: class.NodeSelector, Topology: topology, Near: n.cfg.Node, Limits: class.Limits, Placement: class.Placement, TrimEvery: class.TrimEvery,
-		Ephemeral: &spec.Ephemeral{Node: n.cfg.Node, Path: v.target},
+		Encrypt: class.Encrypt, Ephemeral: &spec.Ephemeral{Node: n.cfg.Node, Path: v.target},
 	}, capacity)
 	if err != nil {
 		return err

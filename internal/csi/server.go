@@ -166,7 +166,7 @@ func (s *Server) open(ctx context.Context, e Endpoint) error {
 	g := grpc.NewServer(grpc.ChainUnaryInterceptor(answered(log), s.locks.intercept))
 	pb.RegisterIdentityServer(g, &identity{driver: d, ready: &s.ready})
 	pb.RegisterControllerServer(g, &controller{driver: d, dialect: dialect.ForDriver(e.Driver)})
-	pb.RegisterGroupControllerServer(g, &groupController{})
+	pb.RegisterGroupControllerServer(g, &groupController{driver: d})
 	pb.RegisterNodeServer(g, newNode(d))
 	if err := s.serve(ctx, g, e.Socket); err != nil {
 		return fmt.Errorf("CSI driver %s: %w", e.Driver, err)

@@ -20,13 +20,15 @@ type Snapshot struct {
 	Size         int64
 	Taken        time.Time
 	Ready        bool
+	// Group is the name of the group that it was taken with, "" if none. It is deleted with the group only.
+	Group string
 }
 
 // id is the snapshot's id in Kubernetes.
 func (s Snapshot) id() string { return s.Volume + "/" + s.Name }
 
 func (s Snapshot) message() *pb.Snapshot {
-	return &pb.Snapshot{SnapshotId: s.id(), SourceVolumeId: s.Volume, SizeBytes: s.Size, CreationTime: timestamppb.New(s.Taken), ReadyToUse: s.Ready}
+	return &pb.Snapshot{SnapshotId: s.id(), SourceVolumeId: s.Volume, SizeBytes: s.Size, CreationTime: timestamppb.New(s.Taken), ReadyToUse: s.Ready, GroupSnapshotId: s.Group}
 }
 
 // CreateSnapshot implements the controller service. It answers when the snapshot can be used.
@@ -143,6 +145,9 @@ func (d *driver) clone(ctx context.Context, req Request, from *pb.VolumeContentS
 	if limit := capacity.GetLimitBytes(); limit > 0 && size > limit {
 		return Volume{}, status.Errorf(codes.OutOfRange, "at most %d bytes are asked for, but %s has %d", limit, volume, size)
 	}
+	if err := d.keepsSecret(ctx, req, volume); err != nil {
+		return Volume{}, err
+	}
 	v, err := d.cfg.Keelson.Clone(ctx, req.Name, volume, snapshot, max(size, req.Size))
 	if err != nil {
 		return v, err
@@ -151,4 +156,17 @@ func (d *driver) clone(ctx context.Context, req Request, from *pb.VolumeContentS
 		return d.cfg.Keelson.Grow(ctx, req.Name, req.Size)
 	}
 	return v, nil
+}
+
+// keepsSecret refuses a clone that is to be encrypted of a volume that isn't: they have the same blocks. The other way round it is
+// encrypted although nobody asks for it.
+func (d *driver) keepsSecret(ctx context.Context, req Request, origin string) error {
+	if !req.Encrypt {
+		return nil
+	}
+	v, err := d.volume(ctx, origin)
+	if err == nil && !v.Encrypted {
+		err = status.Errorf(codes.InvalidArgument, "the storage class asks for an encrypted volume, but %s, of which it is to be a clone, isn't encrypted: copy its data into a new volume", origin)
+	}
+	return err
 }

@@ -10,6 +10,7 @@ import (
 	"keelson.io/keelson/internal/frontend"
 	"keelson.io/keelson/internal/meta"
 	"keelson.io/keelson/internal/repl"
+	"keelson.io/keelson/internal/seal"
 	"keelson.io/keelson/internal/spec"
 	"keelson.io/keelson/internal/volume"
 )
@@ -22,6 +23,7 @@ type AttachOptions struct {
 	// AcceptLoss goes on with the replicas that can be reached although acknowledged writes may be missing
 	// from them. A person's decision.
 	AcceptLoss bool
+	key        *dataKey
 }
 
 // Attached is an attachment that serves.
@@ -42,8 +44,11 @@ type attachment struct {
 	term     uint64
 	frontend string
 	takeover bool
+	readOnly bool
 	device   coordinator // set on the loop, before serves, gone or ready is closed
-	leaving  atomic.Bool // its detaching has begun
+	key      *dataKey
+	sealed   *seal.Device // the device that encrypts, as device is set; nil if the volume isn't encrypted
+	leaving  atomic.Bool  // its detaching has begun
 
 	suspended atomic.Bool // its frontend left the device to the next engine, or has none
 
@@ -75,6 +80,9 @@ func (e *Engine) Attach(ctx context.Context, volumeID string, o AttachOptions) (
 	if err := e.waitOpen(ctx, volumeID); err != nil {
 		return Attached{}, err
 	}
+	if err := e.keyWait(volumeID); err != nil {
+		return Attached{}, err
+	}
 	a, err := e.startAttach(ctx, volumeID, o)
 	if err != nil {
 		return Attached{}, err
@@ -99,7 +107,17 @@ func (e *Engine) startAttach(ctx context.Context, volumeID string, o AttachOptio
 	if a != nil || err != nil {
 		return a, err
 	}
-	return e.takeTerm(ctx, volumeID, o, nil)
+	rec, err := e.cfg.Store.Volume(ctx, volumeID)
+	if err != nil {
+		return nil, fmt.Errorf("volume %s: %w", volumeID, err)
+	}
+	if o.key, err = e.openKey(ctx, &rec.Value, o.Frontend); err != nil {
+		return nil, err
+	}
+	if a, err = e.takeTerm(ctx, volumeID, o, nil); err != nil {
+		o.key.forget()
+	}
+	return a, err
 }
 
 // endBroken detaches a volume whose frontend couldn't be opened.
@@ -156,6 +174,9 @@ func (e *Engine) takeTerm(ctx context.Context, volumeID string, o AttachOptions,
 			return nil, fmt.Errorf("volume %s: %w", volumeID, err)
 		}
 		v := rec.Value
+		if v.Unproven != nil {
+			return nil, fmt.Errorf("volume %q: %w", v.Name, ErrUnproven)
+		}
 		if v.Deleting {
 			return nil, fmt.Errorf("volume %q: %w", v.Name, ErrDeleting)
 		}
@@ -205,7 +226,7 @@ func (e *Engine) takeTerm(ctx context.Context, volumeID string, o AttachOptions,
 // serve starts the coordinator of a term that was taken.
 func (e *Engine) serve(v spec.Volume, rev meta.Rev, prev repl.Prev, o AttachOptions, again bool) (*attachment, error) {
 	a := &attachment{
-		e: e, s: e.shardOf(v.ID), id: v.ID, name: v.Name, term: v.State.Term, frontend: o.Frontend, takeover: again,
+		e: e, s: e.shardOf(v.ID), id: v.ID, name: v.Name, term: v.State.Term, frontend: o.Frontend, takeover: again, readOnly: v.ReadOnly != nil, key: o.key,
 		serves: make(chan struct{}), gone: make(chan struct{}), ready: make(chan struct{}),
 	}
 	e.mu.Lock()
@@ -252,7 +273,11 @@ func (a *attachment) start(v spec.Volume, rev meta.Rev, prev repl.Prev, o Attach
 		Lost: a.end,
 	})
 	a.device = vol
+	if a.key != nil {
+		a.sealed = a.key.seal(vol, s.loop.Post)
+	}
 	s.volumes[v.ID] = vol
+	vol.SetGroups(a.e.view.groups())
 	if rec, ok := s.records[v.ID]; ok {
 		vol.Update(rec.Value, rec.Rev)
 	}
@@ -269,6 +294,9 @@ func (a *attachment) end(reason error) {
 		if a.s.volumes[a.id] == a.device {
 			delete(a.s.volumes, a.id)
 		}
+	}
+	if a.sealed != nil {
+		a.sealed.Close()
 	}
 	close(a.gone)
 }
@@ -292,7 +320,7 @@ func (a *attachment) show() {
 	}
 	if a.err == nil && a.frontend != spec.FrontendNone {
 		a.fe, a.err = a.e.cfg.Frontends[a.frontend](a.e.ctx, FrontendParams{
-			Loop: a.s.loop, Device: a.device, Name: a.name, Volume: a.id, Term: a.term, Takeover: a.takeover, Log: a.e.log,
+			Loop: a.s.loop, Device: a.shown(), Name: a.name, Volume: a.id, ReadOnly: a.readOnly, Term: a.term, Takeover: a.takeover, Log: a.e.log,
 		})
 	}
 	close(a.ready)
@@ -305,8 +333,17 @@ func (a *attachment) show() {
 	select {
 	case <-a.gone:
 		a.tearDown()
+		a.key.drop()
 	case <-a.e.ctx.Done():
 	}
+}
+
+// shown is the device for the frontend, once device is set.
+func (a *attachment) shown() frontend.Device {
+	if a.sealed != nil {
+		return a.sealed
+	}
+	return a.device
 }
 
 // tearDown takes away what a lost volume left, so that nothing on this node hangs on it.

@@ -18,6 +18,7 @@ func (e *Engine) Detach(ctx context.Context, volumeID string) error {
 	if err := e.waitOpen(ctx, volumeID); err != nil {
 		return err
 	}
+	e.stopKeyWait(volumeID)
 	unlock, err := e.lock(ctx, volumeID)
 	if err != nil {
 		return err
@@ -141,10 +142,23 @@ func (e *Engine) released(v spec.Volume) {
 		}
 	}
 	e.spawn(func() {
-		if err := e.Detach(e.ctx, v.ID); err != nil && !errors.Is(err, volume.ErrAttaching) && !errors.Is(err, ErrClosed) && !errors.Is(err, ErrNotAttached) {
+		if err := e.release(a); err != nil && !errors.Is(err, volume.ErrAttaching) && !errors.Is(err, ErrClosed) && !errors.Is(err, ErrNotAttached) {
 			e.log.Warn("volume stays attached after its rebuild", "volume", v.Name, "term", v.State.Term, "err", err)
 		}
 	})
+}
+
+// release detaches what has no frontend, unless another attachment has taken its place meanwhile: that is somebody's.
+func (e *Engine) release(a *attachment) error {
+	unlock, err := e.lock(e.ctx, a.id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if e.attachment(a.id) != a {
+		return nil
+	}
+	return e.detach(e.ctx, a)
 }
 
 // abandon stops serving a volume that is being deleted. Called on the loop.
@@ -180,6 +194,9 @@ func (e *Engine) attachAgain() {
 		here[v.ID] = true
 	}
 	for name, open := range e.cfg.Frontends {
+		if e.awaitsProof(e.ctx) {
+			break // what is attached isn't known for sure
+		}
 		// Another node may have taken a volume since it was decided what to keep for this engine.
 		if _, err := open(e.ctx, FrontendParams{Discard: true, Spare: here, Log: e.log}); err != nil {
 			e.log.Error("devices of volumes that aren't attached here any more can't be taken away", "frontend", name, "err", err)
@@ -203,20 +220,9 @@ func (e *Engine) takeOver(v spec.Volume) {
 		e.log.Error("volume was attached with a frontend that this engine doesn't have", "volume", v.Name, "term", v.State.Term, "frontend", name)
 		return
 	}
-	pause := 50 * time.Millisecond
-	var err error
-	var again takeover
-	for {
-		_, err = e.takeTerm(e.ctx, v.ID, AttachOptions{Frontend: name}, &again)
-		if !errors.Is(err, meta.ErrUnavailable) {
-			break
-		}
-		e.log.Warn("volume that was attached to this node waits for the metadata", "volume", v.Name, "err", err)
-		select {
-		case <-e.ctx.Done():
-		case <-time.After(pause):
-		}
-		pause = min(2*pause, 2*time.Second)
+	key, err := e.awaitKey(e.ctx, &v, name)
+	if err == nil {
+		err = e.followTerm(v, AttachOptions{Frontend: name, key: key})
 	}
 	if err != nil && e.ctx.Err() == nil {
 		e.log.Error("volume that was attached to this node can't be attached again", "volume", v.Name, "term", v.State.Term, "err", err)
@@ -230,6 +236,28 @@ func (e *Engine) takeOver(v spec.Volume) {
 		if err != nil {
 			e.log.Error("the device of the engine before can't be taken away", "volume", v.Name, "err", err)
 		}
+	}
+}
+
+// followTerm takes the term after that of a dead engine, as soon as the metadata can be had. It gives the key up if it can't.
+func (e *Engine) followTerm(v spec.Volume, o AttachOptions) error {
+	pause := 50 * time.Millisecond
+	var again takeover
+	for {
+		_, err := e.takeTerm(e.ctx, v.ID, o, &again)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, meta.ErrUnavailable) {
+			o.key.forget()
+			return err
+		}
+		e.log.Warn("volume that was attached to this node waits for the metadata", "volume", v.Name, "err", err)
+		select {
+		case <-e.ctx.Done():
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, 2*time.Second)
 	}
 }
 

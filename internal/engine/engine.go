@@ -65,8 +65,17 @@ type Config struct {
 	// Loops are the event loops, one for each shard. They run already, and are closed by their owner
 	// after Close. The node's record must have as many shards.
 	Loops []aio.Loop
+	// Complete returns when all pools of this node are in service, as far as they are to be; nil: they are. It is asked after the
+	// metadata was recovered.
+	Complete func(ctx context.Context) error
 	// Frontends are the ways to show a volume, by name.
 	Frontends map[string]OpenFrontend
+	// Keys opens the data keys of encrypted volumes; nil if this node has no wrapping keys.
+	Keys Keys
+	// Keeper keeps data keys for the next engine, KeptKeys are those that the one before left, by the names for which KeptKey is.
+	// Without a keeper every engine asks Keys.
+	Keeper   Keeper
+	KeptKeys map[string]Kept
 }
 
 // Engine is a node's data plane. Its methods are safe for concurrent use, and must not be
@@ -89,6 +98,10 @@ type Engine struct {
 	lost     map[string]string        // why volumes that were served here are no more, by volume id
 	busy     map[string]chan struct{} // volumes that are being attached or detached, by id
 	retired  volume.Stats             // what attachments that ended have counted
+
+	keysTaken map[string]bool               // of Config.KeptKeys
+	keyless   map[string]error              // why data keys can't be opened, by volume id
+	keyWaits  map[string]context.CancelFunc // takeovers that wait for a key, by volume id
 
 	scrubs scrubLimit
 	events events
@@ -122,6 +135,10 @@ func New(cfg Config) (*Engine, error) {
 		attached: make(map[string]*attachment),
 		lost:     make(map[string]string),
 		busy:     make(map[string]chan struct{}),
+
+		keysTaken: make(map[string]bool),
+		keyless:   make(map[string]error),
+		keyWaits:  make(map[string]context.CancelFunc),
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	return e, nil

@@ -52,6 +52,7 @@ type node struct {
 	addr   string
 	disks  *disks
 	keeper *keeper
+	keys   engine.Keys
 	store  meta.Store // what its engine uses; nil is the cluster's
 	lease  context.CancelFunc
 	log    *logWriter
@@ -92,6 +93,9 @@ func (k *keeper) handOut() map[string]engine.Kept {
 	defer k.mu.Unlock()
 	out := make(map[string]engine.Kept)
 	for name, e := range k.kept {
+		if _, ok := engine.KeptKey(name); ok {
+			continue
+		}
 		if fds, err := dup(e.FDs); err == nil {
 			out[name] = engine.Kept{State: e.State, FDs: fds}
 		}
@@ -171,6 +175,7 @@ func (n *node) start() {
 	}
 	n.engine, err = engine.New(engine.Config{
 		Node: n.name, Cluster: clusterID, Run: n.run, Store: store, Log: log, Loops: loops, Frontends: fronts,
+		Keys: n.keys, Keeper: n.keeper, KeptKeys: n.keeper.keys(),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -19,7 +19,9 @@ type FrontendParams struct {
 	Device frontend.Device // used on Loop only
 	Name   string          // of the volume
 	Volume string          // its id
-	Term   uint64
+	// ReadOnly is set for one that refuses changes.
+	ReadOnly bool
+	Term     uint64
 	// Takeover is set when a dead engine of this node showed the volume in the term before: what its
 	// clients have in flight may be executed. Otherwise it must fail.
 	Takeover bool
@@ -85,7 +87,11 @@ func openNBD(ctx context.Context, runDir string, p FrontendParams) (frontend.Fro
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	s := nbd.New(nbd.Config{Loop: p.Loop, Device: p.Device, Name: p.Name, Socket: filepath.Join(dir, p.Name+".sock"), Log: p.Log})
+	socket := p.Name
+	if p.ReadOnly {
+		socket = "@" + p.Volume // its name may be too long for the path of a socket
+	}
+	s := nbd.New(nbd.Config{Loop: p.Loop, Device: p.Device, Name: p.Name, ReadOnly: p.ReadOnly, Socket: filepath.Join(dir, socket+".sock"), Log: p.Log})
 	if err := s.Open(ctx); err != nil {
 		return nil, err
 	}

@@ -43,7 +43,7 @@ func (f *fuseFrontends) open(ctx context.Context, p FrontendParams) (frontend.Fr
 	case p.Discard:
 		return nil, f.discard(p.Volume)
 	}
-	cfg := fuseloop.Config{Loop: p.Loop, Device: p.Device, Name: p.Name, MountDir: filepath.Join(f.cfg.RunDir, "fuse"), Log: p.Log}
+	cfg := fuseloop.Config{Loop: p.Loop, Device: p.Device, Name: p.Name, MountDir: filepath.Join(f.cfg.RunDir, "fuse"), ReadOnly: p.ReadOnly, Log: p.Log}
 	w := &fuseFrontend{f: f, name: fuseName(p.Volume), link: filepath.Join(f.cfg.RunDir, "dev", p.Name)}
 	s, err := f.resume(ctx, cfg, p)
 	if err != nil && ctx.Err() != nil {

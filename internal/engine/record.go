@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -68,6 +69,12 @@ func (e *Engine) updateVolume(ctx context.Context, id string, mutate func(*spec.
 	pause := 20 * time.Millisecond
 	for {
 		rec, err := e.cfg.Store.Volume(ctx, id)
+		switch {
+		case err == nil && rec.Value.Unproven != nil:
+			err = fmt.Errorf("volume %q: %w", rec.Value.Name, ErrUnproven)
+		case errors.Is(err, meta.ErrNotFound) && e.awaitsProof(ctx):
+			err = fmt.Errorf("volume %s: %w", id, ErrUnproven)
+		}
 		if err == nil {
 			if err := mutate(&rec.Value); err != nil {
 				return rec, err

@@ -124,7 +124,7 @@ func mayCreate(v *spec.Volume, m spec.Member) bool {
 
 func (s *shard) desc(v *spec.Volume, col int, id wire.ReplicaID) replica.Desc {
 	policy := *v
-	policy.State, policy.Scrub = spec.State{}, spec.Scrub{}
+	policy.State, policy.Scrub, policy.Unproven = spec.State{}, spec.Scrub{}, nil
 	policy.Snapshots, policy.Clones, policy.Restore, policy.Source = nil, nil, nil, nil
 	text, err := json.Marshal(policy)
 	if err != nil {
@@ -176,7 +176,10 @@ func (s *shard) removeIfUnwanted(r *localReplica) {
 	r.checking = true
 	s.e.spawn(func() {
 		rec, err := s.e.cfg.Store.Volume(s.e.ctx, r.volume)
-		wanted := err != nil && !errors.Is(err, meta.ErrNotFound)
+		wanted := err != nil && !errors.Is(err, meta.ErrNotFound) || rec.Value.Unproven != nil
+		if s.e.view.declaredLost(s.e.cfg.Node) {
+			return // what it has was never looked at: it may be the best that there is
+		}
 		for _, m := range allMembers(&rec.Value) {
 			wanted = wanted || m.Replica == r.id.String()
 		}

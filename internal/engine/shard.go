@@ -106,8 +106,8 @@ func (s *shard) nodeChanged(n spec.Node) {
 }
 
 func (s *shard) recordChanged(rec meta.Versioned[spec.Volume]) {
-	if s.stopped || rec.Rev < s.records[rec.Value.ID].Rev {
-		return
+	if s.stopped || rec.Rev < s.records[rec.Value.ID].Rev || rec.Value.Unproven != nil {
+		return // an unproven record isn't acted on: what was known before stands
 	}
 	s.records[rec.Value.ID] = rec
 	if v := s.volumes[rec.Value.ID]; v != nil {
@@ -123,6 +123,7 @@ func (s *shard) recordDeleted(id string) {
 	}
 	s.deleted[id] = true
 	delete(s.records, id)
+	s.e.stopKeyWait(id)
 	if v := s.volumes[id]; v != nil {
 		s.log.Error("an attached volume was deleted from the metadata", "volume", id)
 	}

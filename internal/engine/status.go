@@ -67,6 +67,11 @@ func (e *Engine) Status(ctx context.Context) (Status, error) {
 	for id, why := range e.lost {
 		st.Volumes = append(st.Volumes, VolumeStatus{ID: id, Condition: why})
 	}
+	for id, why := range e.keyless {
+		if e.lost[id] == "" && e.attached[id] == nil {
+			st.Volumes = append(st.Volumes, VolumeStatus{ID: id, Condition: why.Error()})
+		}
+	}
 	pools := make([]*pool, 0, len(e.pools))
 	for _, p := range e.pools {
 		pools = append(pools, p)
@@ -181,6 +186,8 @@ func (s *shard) describe(st *Status) {
 			st.Counters["replica_bad_blocks"] += int64(rep.BadBlocks)
 			st.Counters["replica_io_errors"] += int64(rep.IOErrors)
 			st.Counters["replica_verified_bytes"] += int64(rep.Verified)
+			st.Counters["chunks_preserved"] += int64(rep.Preserved)
+			st.Counters["chunks_unshared"] += int64(rep.Unshared)
 		}
 		_, known := s.records[r.volume]
 		rs.Orphan = !known && !s.deleted[r.volume]

@@ -43,14 +43,18 @@ func (w *watcher) event(ev meta.Event) error {
 		return nil
 	case meta.Synced:
 		if w.whole != nil {
-			w.synced()
+			w.synced(ev.Rev)
 		}
 		return nil
 	case meta.ClusterPut:
 		w.e.view.mu.Lock()
+		if w.whole != nil && !w.whole.again {
+			w.whole.removed, w.whole.again = w.e.view.cluster.Removed, true
+		}
 		w.e.view.cluster = ev.Cluster
 		w.e.view.mu.Unlock()
 		w.e.settingsChanged(ev.Cluster.Settings)
+		w.e.groupsChanged(ev.Cluster.Groups)
 		return nil
 	}
 	if w.whole != nil {
@@ -78,10 +82,14 @@ func collect(s *snapshot, ev meta.Event) {
 	}
 }
 
-func (w *watcher) synced() {
+func (w *watcher) synced(rev meta.Rev) {
 	s := w.whole
 	w.whole = nil
-	deleted := w.e.view.replace(s)
+	first := !w.e.view.isSynced()
+	deleted, known := w.e.view.replace(s, rev)
+	if first || known != nil {
+		w.e.afterRecovery(w.e.view.clusterNow(), known)
+	}
 	for _, n := range s.nodes {
 		w.e.nodeChanged(n)
 	}
@@ -97,6 +105,7 @@ func (w *watcher) synced() {
 func (w *watcher) change(ev meta.Event) {
 	v := w.e.view
 	v.mu.Lock()
+	v.upTo = max(v.upTo, ev.Rev)
 	switch ev.Kind {
 	case meta.NodePut:
 		v.nodes[ev.Node.Name] = ev.Node

@@ -43,11 +43,12 @@ image: {repository: example.org/keelson, tag: v1.2.3}
 imagePullSecrets: [{name: pull}]
 disks: {all: true, fileSize: 10GiB, rules: [{paths: [/dev/sd*], media: [hdd], minSize: 1Ti, labels: {tier: cold}, nodeLabels: {disk: "yes"}}]}
 csi: {aliases: {pureCSI: true, portworx: true}}
+encryption: {provider: file, secretName: volume-keys, kms: {socketDir: /run/kms, socket: plugin.sock}}
 metadata: {members: 5, endpoints: ["https://10.0.0.9:2379"], secretName: etcd}
 server: {nodeSelector: {storage: "true"}, podAnnotations: {a: b}, affinity: {nodeAffinity: {}}, resources: {limits: {memory: 1Gi}}}
 controller: {nodeSelector: {a: b}, podAnnotations: {a: b}, affinity: {podAffinity: {}}}
 scheduler: {image: "example.org/kube-scheduler:v1", nodeSelector: {a: b}, podAnnotations: {a: b}, affinity: {podAffinity: {}}}
-snapshots: {enabled: true, installCRDs: true, controller: {enabled: true}}
+snapshots: {enabled: true, installCRDs: true, groups: true, controller: {enabled: true}}
 serviceMonitor: {enabled: true, labels: {release: prometheus}}
 storageClasses: {default: "true", parameters: {media: nvme}}
 `,
@@ -124,22 +125,25 @@ var kinds = map[string]func() any{
 	"v1 ConfigMap": func() any { return &corev1.ConfigMap{} }, "v1 ServiceAccount": func() any { return &corev1.ServiceAccount{} },
 	"v1 Service": func() any { return &corev1.Service{} }, "apps/v1 DaemonSet": func() any { return &appsv1.DaemonSet{} },
 	"apps/v1 Deployment": func() any { return &appsv1.Deployment{} }, "batch/v1 Job": func() any { return &batchv1.Job{} },
-	"networking.k8s.io/v1 NetworkPolicy":                func() any { return &networkingv1.NetworkPolicy{} },
-	"rbac.authorization.k8s.io/v1 Role":                 func() any { return &rbacv1.Role{} },
-	"rbac.authorization.k8s.io/v1 RoleBinding":          func() any { return &rbacv1.RoleBinding{} },
-	"rbac.authorization.k8s.io/v1 ClusterRole":          func() any { return &rbacv1.ClusterRole{} },
-	"rbac.authorization.k8s.io/v1 ClusterRoleBinding":   func() any { return &rbacv1.ClusterRoleBinding{} },
-	"storage.k8s.io/v1 StorageClass":                    func() any { return &storagev1.StorageClass{} },
-	"storage.k8s.io/v1 CSIDriver":                       func() any { return &storagev1.CSIDriver{} },
-	"monitoring.coreos.com/v1 ServiceMonitor":           nil,
-	"snapshot.storage.k8s.io/v1 VolumeSnapshotClass":    nil,
+	"networking.k8s.io/v1 NetworkPolicy":              func() any { return &networkingv1.NetworkPolicy{} },
+	"rbac.authorization.k8s.io/v1 Role":               func() any { return &rbacv1.Role{} },
+	"rbac.authorization.k8s.io/v1 RoleBinding":        func() any { return &rbacv1.RoleBinding{} },
+	"rbac.authorization.k8s.io/v1 ClusterRole":        func() any { return &rbacv1.ClusterRole{} },
+	"rbac.authorization.k8s.io/v1 ClusterRoleBinding": func() any { return &rbacv1.ClusterRoleBinding{} },
+	"storage.k8s.io/v1 StorageClass":                  func() any { return &storagev1.StorageClass{} },
+	"storage.k8s.io/v1 CSIDriver":                     func() any { return &storagev1.CSIDriver{} },
+	"monitoring.coreos.com/v1 ServiceMonitor":         nil,
+	"snapshot.storage.k8s.io/v1 VolumeSnapshotClass":  nil,
+
+	"groupsnapshot.storage.k8s.io/v1beta2 VolumeGroupSnapshotClass": nil,
+
 	"apiextensions.k8s.io/v1 CustomResourceDefinition":  nil,
 	"policy/v1 PodDisruptionBudget":                     nil,
 	"scheduling.k8s.io/v1 PriorityClass":                nil,
 	"kubescheduler.config.k8s.io/v1 SchedulerConfigMap": nil,
 }
 
-var clusterWide = []string{"ClusterRole", "ClusterRoleBinding", "StorageClass", "CSIDriver", "VolumeSnapshotClass", "CustomResourceDefinition"}
+var clusterWide = []string{"ClusterRole", "ClusterRoleBinding", "StorageClass", "CSIDriver", "VolumeSnapshotClass", "VolumeGroupSnapshotClass", "CustomResourceDefinition"}
 
 func TestEveryObjectIsWhatKubernetesKnows(t *testing.T) {
 	for name, values := range variants {

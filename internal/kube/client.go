@@ -30,6 +30,11 @@ type API interface {
 	EachVolume(ctx context.Context, fn func(*corev1.PersistentVolume) error) (version string, err error)
 	WatchVolumes(ctx context.Context, version string) (watch.Interface, error)
 
+	// CordonedNodes returns the names of nodes that are cordoned, and the version from which WatchCordonedNodes goes on: to that watch a node is
+	// added when it is cordoned, and deleted when it isn't any more.
+	CordonedNodes(ctx context.Context) (names []string, version string, err error)
+	WatchCordonedNodes(ctx context.Context, version string) (watch.Interface, error)
+
 	Node(ctx context.Context, name string) (*corev1.Node, error)
 	// PatchNode applies a JSON merge patch.
 	PatchNode(ctx context.Context, name string, patch []byte) error
@@ -173,6 +178,27 @@ func (c *client) EachNode(ctx context.Context, fn func(*corev1.Node) error) erro
 	_, err := each(ctx, c, c.core, "nodes", func() *corev1.NodeList { return &corev1.NodeList{} },
 		func(l *corev1.NodeList) ([]corev1.Node, metav1.ListMeta) { return l.Items, l.ListMeta }, fn)
 	return err
+}
+
+// cordoned is the selector of nodes that were cordoned.
+const cordoned = "spec.unschedulable=true"
+
+func (c *client) CordonedNodes(ctx context.Context) ([]string, string, error) {
+	var out []string
+	version, err := pages(func(o metav1.ListOptions) (metav1.ListMeta, error) {
+		o.FieldSelector = cordoned
+		var l corev1.NodeList
+		err := c.list(ctx, c.core, "nodes", o, &l)
+		for i := range l.Items {
+			out = append(out, l.Items[i].Name)
+		}
+		return l.ListMeta, err
+	})
+	return out, version, err
+}
+
+func (c *client) WatchCordonedNodes(ctx context.Context, version string) (watch.Interface, error) {
+	return c.watch(ctx, "nodes", metav1.ListOptions{ResourceVersion: version, FieldSelector: cordoned})
 }
 
 func (c *client) EachCSINode(ctx context.Context, fn func(*storagev1.CSINode) error) error {

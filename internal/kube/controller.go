@@ -28,6 +28,8 @@ type Controller struct {
 	synced chan struct{}
 	// guards is told when what has to be guarded may have changed.
 	guards chan struct{}
+	// cordons is told when a node's record may have changed.
+	cordons chan struct{}
 }
 
 // keeper is the goroutine that looks after a node from the loss of its lease until what that left is cleaned up.
@@ -66,10 +68,11 @@ func (c *Controller) Run(ctx context.Context) {
 	defer cancel()
 	c.mu.Lock()
 	c.view, c.keepers, c.tainted = newView(), map[string]*keeper{}, map[string]bool{}
-	c.synced, c.guards = make(chan struct{}), make(chan struct{}, 1)
+	c.synced, c.guards, c.cordons = make(chan struct{}), make(chan struct{}, 1), make(chan struct{}, 1)
 	c.mu.Unlock()
 	wg.Go(func() { c.tellWarnings(ctx) })
 	wg.Go(func() { c.keepGuards(ctx) })
+	wg.Go(func() { c.passCordons(ctx) })
 	wg.Go(func() { c.adopt(ctx, &wg) })
 	err := c.cfg.Store.Watch(ctx, func(e meta.Event) error {
 		c.apply(ctx, &wg, e)
@@ -117,9 +120,11 @@ func (c *Controller) apply(ctx context.Context, wg *sync.WaitGroup, e meta.Event
 	if !v.synced {
 		return
 	}
-	select {
-	case c.guards <- struct{}{}:
-	default:
+	for _, told := range []chan struct{}{c.guards, c.cordons} {
+		select {
+		case told <- struct{}{}:
+		default:
+		}
 	}
 	if e.Kind == meta.VolumePut || e.Kind == meta.VolumeDeleted {
 		return

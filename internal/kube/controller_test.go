@@ -23,6 +23,7 @@ var scenarios = map[string]func(t *testing.T, r *rig){
 	"a pod that was left behind":         testLeftBehind,
 	"the API server away":                testAway,
 	"guards":                             testGuards,
+	"a cordon is passed on":              testCordon,
 	"warnings":                           testWarnings,
 	"a node that leaves the cluster":     testRemovedNode,
 	"most nodes lost at once":            testMostLost,

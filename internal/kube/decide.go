@@ -91,7 +91,7 @@ func wayFrom(v *spec.Volume, node string, nodes map[string]spec.Node, alive map[
 			}
 			have = append(have, m.Node)
 			n, known := nodes[m.Node]
-			if known && alive[m.Node] && m.Node != node && (usable == "" || nodes[usable].Cordoned && !n.Cordoned) {
+			if known && alive[m.Node] && m.Node != node && (usable == "" || closed(nodes[usable]) && !closed(n)) {
 				usable = m.Node
 			}
 		}
@@ -115,6 +115,8 @@ func wayFrom(v *spec.Volume, node string, nodes map[string]spec.Node, alive map[
 	}
 	return way{to: to}
 }
+
+func closed(n spec.Node) bool { return n.Closed() }
 
 // leftBehind reports whether a pod on a node that is back uses a volume that was moved away while the node was lost: then
 // its mount is dead. A pod that was made after the node was lost isn't judged: it may be about to attach its volume.

@@ -42,13 +42,16 @@ type memory struct {
 	events  []corev1.Event
 	pods    *watch.Broadcaster
 	volumes *watch.Broadcaster
+	cordons *watch.Broadcaster
 }
 
 func newMemory(t *testing.T) *memory {
-	m := &memory{objects: map[string]runtime.Object{}, pods: watch.NewBroadcaster(100, watch.WaitIfChannelFull), volumes: watch.NewBroadcaster(100, watch.WaitIfChannelFull)}
-	t.Cleanup(m.pods.Shutdown)
-	t.Cleanup(m.volumes.Shutdown)
-	return m
+	fresh := func() *watch.Broadcaster {
+		b := watch.NewBroadcaster(100, watch.WaitIfChannelFull)
+		t.Cleanup(b.Shutdown)
+		return b
+	}
+	return &memory{objects: map[string]runtime.Object{}, pods: fresh(), volumes: fresh(), cordons: fresh()}
 }
 
 var errAway = errors.New("connection refused")
@@ -171,6 +174,27 @@ func (m *memory) EachNode(_ context.Context, fn func(*corev1.Node) error) error 
 	return eachOf(m, fn)
 }
 
+func (m *memory) CordonedNodes(context.Context) (names []string, version string, err error) {
+	version = m.now()
+	err = eachOf(m, func(n *corev1.Node) error {
+		if n.Spec.Unschedulable {
+			names = append(names, n.Name)
+		}
+		return nil
+	})
+	return names, version, err
+}
+
+func (m *memory) WatchCordonedNodes(ctx context.Context, version string) (watch.Interface, error) {
+	w, err := watchOf[corev1.Node](ctx, m, m.cordons, version)
+	if err != nil {
+		return nil, err
+	}
+	return watch.Filter(w, func(e watch.Event) (watch.Event, bool) {
+		return e, e.Type == watch.Deleted || e.Object.(*corev1.Node).Spec.Unschedulable
+	}), nil
+}
+
 func (m *memory) EachCSINode(_ context.Context, fn func(*storagev1.CSINode) error) error {
 	return eachOf(m, fn)
 }
@@ -246,17 +270,28 @@ func (m *memory) PatchNode(_ context.Context, name string, patch []byte) error {
 	}
 	var p struct {
 		Metadata struct{ ResourceVersion string }
-		Spec     struct{ Taints []corev1.Taint }
+		Spec     struct {
+			Taints        []corev1.Taint
+			Unschedulable *bool
+		}
 	}
 	if err := json.Unmarshal(patch, &p); err != nil {
 		return err
 	}
-	if p.Metadata.ResourceVersion != n.ResourceVersion {
+	if p.Metadata.ResourceVersion != "" && p.Metadata.ResourceVersion != n.ResourceVersion {
 		return apierrors.NewConflict(schema.GroupResource{}, name, errors.New("changed"))
 	}
 	m.version++
-	n.ResourceVersion, n.Spec.Taints = strconv.Itoa(m.version), p.Spec.Taints
-	return nil
+	n.ResourceVersion = strconv.Itoa(m.version)
+	if p.Spec.Unschedulable == nil {
+		n.Spec.Taints = p.Spec.Taints
+		return nil
+	}
+	n.Spec.Unschedulable = *p.Spec.Unschedulable
+	if n.Spec.Unschedulable {
+		return m.cordons.Action(watch.Added, n.DeepCopy())
+	}
+	return m.cordons.Action(watch.Deleted, n.DeepCopy())
 }
 
 func (m *memory) Pods(_ context.Context, node string) (out []corev1.Pod, version string, err error) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
@@ -65,16 +66,21 @@ func (c *Controller) keepGuards(ctx context.Context) {
 	}
 	var have map[string]bool // by the node's name in Kubernetes
 	for {
+		var look <-chan time.Time
+		if len(have) > 0 {
+			look = time.After(c.cfg.Patience.RetryMax)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-c.guards:
-		}
-		if have != nil && maps.Equal(have, c.wanted(ctx)) {
-			continue
-		}
-		if !sleep(ctx, c.cfg.Patience.Settle) { // most are over by then
-			return
+			if have != nil && maps.Equal(have, c.wanted(ctx)) {
+				continue
+			}
+			if !sleep(ctx, c.cfg.Patience.Settle) { // most are over by then
+				return
+			}
+		case <-look: // whether their pods are still there
 		}
 		c.again(ctx, "the guards of last copies can't be set", func() (err error) {
 			have, err = c.setGuards(ctx)
@@ -106,6 +112,12 @@ func (c *Controller) setGuards(ctx context.Context) (map[string]bool, error) {
 		node := b.Annotations[LabelGuard]
 		if want[node] {
 			have[node] = true
+			if b.Status.ObservedGeneration > 0 && b.Status.ExpectedPods == 0 {
+				// Until it runs, a pod is evicted whatever its budget says.
+				if err := c.cfg.API.CreatePod(ctx, guardPod(&b, node, c.cfg.GuardImage)); err != nil {
+					return nil, err
+				}
+			}
 			continue
 		}
 		if err := c.cfg.API.DeleteBudget(ctx, c.cfg.Namespace, b.Name); err != nil && !apierrors.IsNotFound(err) {

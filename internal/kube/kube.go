@@ -1,7 +1,7 @@
 // Package kube is what Keelson does in Kubernetes besides the CSI driver. On the node that leads: when a node's storage is lost it
 // moves that node's volumes to a new term on another node and deletes the pods that used them, so that their controllers start
-// them elsewhere (failover.go); it guards the last in-sync copy of a volume against drains (guard.go), and tells of parameters
-// without effect at the claims (warnings.go). On every node: an extender by which kube-scheduler prefers nodes that have the data
+// them elsewhere (failover.go); it guards the last in-sync copy of a volume against drains (guard.go), passes `kubectl cordon` on to
+// placement (cordon.go), and tells of parameters without effect at the claims (warnings.go). On every node: an extender by which kube-scheduler prefers nodes that have the data
 // (extender.go), and the removal of dead mounts that nobody takes away any more (sweep.go).
 //
 // The leader is the one of Keelson's reconcilers and not the holder of a Lease in Kubernetes: what is decided here follows from the
@@ -14,10 +14,10 @@
 // has begun: a new leader goes on from there.
 //
 // Nothing here keeps copies of Kubernetes' objects or polls: pods, claims and volumes are read when a node's lease is gone, or a
-// scheduler asks. One watch stands, of persistent volumes, on the leader; one of a node's pods, while that node is lost.
+// scheduler asks. Two watches stand on the leader, of persistent volumes and of cordoned nodes; one of a node's pods, while that node is lost.
 //
-// Goroutines: Run owns one for the metadata's watch, one for each node without a lease, and one each for the guards and
-// the warnings; it returns when they have ended. Extender.Serve and Sweeper.Run own one each.
+// Goroutines: Run owns one for the metadata's watch, one for each node without a lease, and one each for the guards,
+// the cordons and the warnings; it returns when they have ended. Extender.Serve and Sweeper.Run own one each.
 package kube
 
 import (
@@ -49,7 +49,9 @@ const (
 type Store interface {
 	Volume(ctx context.Context, id string) (meta.Versioned[spec.Volume], error)
 	VolumeByName(ctx context.Context, name string) (meta.Versioned[spec.Volume], error)
+	Node(ctx context.Context, name string) (meta.Versioned[spec.Node], error)
 	Nodes(ctx context.Context) ([]meta.Versioned[spec.Node], error)
+	PutNode(ctx context.Context, n spec.Node, rev meta.Rev) (meta.Rev, error)
 	Alive(ctx context.Context) (map[string]bool, error)
 	Watch(ctx context.Context, fn func(meta.Event) error) error
 }

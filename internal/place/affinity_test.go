@@ -144,6 +144,7 @@ func TestFollow(t *testing.T) {
 		{"zone spread forbids", on("n2", "n3"), func(c *Cluster, v *spec.Volume) { v.ZoneSpread, c.Nodes[0].Zone = true, "" }, 0, "has no zone"},
 		{"a copy is missing anyway", on("n2"), func(_ *Cluster, v *spec.Volume) { v.Replicas = 2 }, -1, ""},
 		{"cordoned", on("n2", "n3"), func(c *Cluster, _ *spec.Volume) { c.Nodes[0].Cordoned = true }, 0, "node n1: is cordoned"},
+		{"in Kubernetes", on("n2", "n3"), func(c *Cluster, _ *spec.Volume) { c.Nodes[0].Unschedulable = true }, 0, "node n1: is cordoned in Kubernetes"},
 		{"full", on("n2", "n3"), func(c *Cluster, _ *spec.Volume) { c.Pools[0].Free = 0 }, 0, "pool p1: is full"},
 		{"no pool", on("n2", "n3"), func(c *Cluster, _ *spec.Volume) { c.Pools = c.Pools[1:] }, 0, "node n1: has no pool"},
 		{"it is there", on("n1"), nil, 0, "has a copy already"},

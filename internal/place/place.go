@@ -273,6 +273,8 @@ func (s *state) nodeRule(n Node, taken map[string]bool, zones map[string]int) st
 		return "isn't alive"
 	case n.Cordoned:
 		return "is cordoned"
+	case n.Unschedulable:
+		return "is cordoned in Kubernetes"
 	case n.Upkeep == spec.Drain:
 		return "is being drained"
 	case n.Upkeep != "":

@@ -1,7 +1,7 @@
 // Package reconcile has the loops that bring the cluster to what was asked for, on whichever node leads: replicas whose
 // nodes stay away are rebuilt elsewhere (rebuild.go), what deleted volumes leave behind is cleared (gc.go), volumes are
 // scrubbed when their time has come (scrub.go), copies leave pools and nodes that are being emptied (drain.go), and growth is
-// admitted when every copy is large enough (resize.go).
+// admitted when every copy is large enough (resize.go); snapshots of several volumes go from phase to phase (group.go).
 //
 // A loop is a function from a View to the transactions that are due, so it can be read and tested as a table.
 //
@@ -54,7 +54,12 @@ type Runner struct {
 	told map[string]string // by volume, what was logged last, so that it's logged once
 	// attached are the volumes whose copies are to follow them, by id.
 	attached map[string]attachedSince
+	since    groupWatch
+	// idle are the volumes that are to show a snapshot and that nobody has attached, by id: since when.
+	idle map[string]time.Time
 	serving
+	// unprovenSince is when this leader first saw volumes that aren't proven; zero while there are none.
+	unprovenSince time.Time
 }
 
 // New makes a Runner. Run runs it.
@@ -104,6 +109,9 @@ func (r *Runner) loop(ctx context.Context, events <-chan meta.Event, wg *sync.Wa
 			}
 			now := time.Now()
 			r.view.apply(e, now)
+			if r.view.concerns(e) {
+				r.groups(ctx, now)
+			}
 			// Only ever brought forward, or a stream of events would put the pass off for ever.
 			if soon := now.Add(settle); soon.Before(next) {
 				next = soon
@@ -138,6 +146,9 @@ func (r *Runner) pass(ctx context.Context, now time.Time, wg *sync.WaitGroup) ti
 	plan.merge(r.resize(now))
 	plan.merge(r.rebalance(now))
 	plan.merge(r.follow(now))
+	plan.merge(r.prove(now))
+	plan.merge(r.devices(now))
+	plan.deadline(r.groups(ctx, now))
 	for _, ch := range plan.changes {
 		if err := r.commit(ctx, ch); err != nil && ctx.Err() == nil {
 			r.cfg.Log.Warn("a reconciler's change wasn't made; it is decided again", "volume", ch.old.Value.Name, "err", err)
@@ -164,6 +175,9 @@ func (r *Runner) commit(ctx context.Context, ch change) error {
 	switch {
 	case err == nil:
 		r.cfg.Log.Info(ch.what, "volume", ch.old.Value.Name)
+		if ch.event != nil {
+			return meta.AddEvent(ctx, r.cfg.Store, *ch.event)
+		}
 		return nil
 	case errors.Is(err, meta.ErrConflict), errors.Is(err, meta.ErrNotFound):
 		return nil // somebody changed it: their event brings us back
@@ -198,6 +212,8 @@ type change struct {
 	remove bool
 	cond   meta.Cond
 	what   string
+	// event is recorded once the change is made.
+	event *spec.Event
 	// leftovers are replicas, by pool, that are dropped although their directories may still be there.
 	leftovers map[string][]string
 }

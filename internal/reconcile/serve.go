@@ -12,6 +12,7 @@ import (
 type service struct {
 	volume, name, node string
 	scrub              bool
+	group              bool // all of a group must be served at once
 }
 
 // serving is what was asked for lately.
@@ -100,7 +101,7 @@ func (r *Runner) serve(ctx context.Context, list []service, now time.Time, wg *s
 	for _, s := range list {
 		a := r.asked[s.volume]
 		switch {
-		case a.busy, now.Before(a.until), places[s.scrub] <= 0 && !busy[s.volume]:
+		case a.busy, now.Before(a.until) && !(s.group && a.pause <= retry), places[s.scrub] <= 0 && !busy[s.volume] && !s.group:
 		default:
 			taken(s.volume, s.scrub)
 			a.busy, a.scrub = true, s.scrub

@@ -23,10 +23,15 @@ func (r *Runner) snapshots(now time.Time) (p plan) {
 		}
 		if x.SnapshotWork() {
 			if s, ok := v.needsSnapshotter(x, now); ok {
+				s.group = slices.ContainsFunc(x.Snapshots, func(x spec.Snapshot) bool { return x.Grouped() })
 				p.serve = append(p.serve, s)
 			}
 		}
 		if ch, ok := v.cloneStep(vol); ok {
+			p.changes = append(p.changes, ch)
+			continue
+		}
+		if ch, ok := v.orphan(vol); ok {
 			p.changes = append(p.changes, ch)
 			continue
 		}

@@ -10,9 +10,12 @@ import (
 // View is what the leader knows. Times are this process's monotonic ones.
 type View struct {
 	Settings spec.Settings
+	Cluster  meta.Versioned[spec.Cluster]
 	Nodes    map[string]spec.Node
 	Pools    map[string]spec.Pool
 	Volumes  map[string]meta.Versioned[spec.Volume]
+	// Unproven are those of which nothing may be concluded yet. Invariant: a volume is in one of the two.
+	Unproven map[string]meta.Versioned[spec.Volume]
 	// GoneSince has, for each node without a lease, when this leader saw that first.
 	GoneSince map[string]time.Time
 
@@ -24,7 +27,7 @@ type View struct {
 
 func newView() *View {
 	return &View{Settings: spec.DefaultSettings(), Nodes: map[string]spec.Node{}, Pools: map[string]spec.Pool{},
-		Volumes: map[string]meta.Versioned[spec.Volume]{}, GoneSince: map[string]time.Time{}, held: map[string]bool{}}
+		Volumes: map[string]meta.Versioned[spec.Volume]{}, Unproven: map[string]meta.Versioned[spec.Volume]{}, GoneSince: map[string]time.Time{}, held: map[string]bool{}}
 }
 
 // Alive reports whether a node is known and holds its lease.
@@ -91,6 +94,7 @@ func (v *View) apply(e meta.Event, now time.Time) {
 		v.begin(now)
 	case meta.ClusterPut:
 		v.Settings = e.Cluster.Settings
+		v.Cluster = meta.Versioned[spec.Cluster]{Value: e.Cluster, Rev: e.Rev}
 	case meta.NodePut:
 		v.Nodes[e.Node.Name] = e.Node
 		if _, gone := v.GoneSince[e.Node.Name]; v.synced && !gone && !v.held[e.Node.Name] {
@@ -104,9 +108,16 @@ func (v *View) apply(e meta.Event, now time.Time) {
 	case meta.PoolDeleted:
 		delete(v.Pools, e.Pool.ID)
 	case meta.VolumePut:
-		v.Volumes[e.Volume.ID] = meta.Versioned[spec.Volume]{Value: e.Volume, Rev: e.Rev}
+		delete(v.Volumes, e.Volume.ID)
+		delete(v.Unproven, e.Volume.ID)
+		if e.Volume.Unproven != nil {
+			v.Unproven[e.Volume.ID] = meta.Versioned[spec.Volume]{Value: e.Volume, Rev: e.Rev}
+		} else {
+			v.Volumes[e.Volume.ID] = meta.Versioned[spec.Volume]{Value: e.Volume, Rev: e.Rev}
+		}
 	case meta.VolumeDeleted:
 		delete(v.Volumes, e.Volume.ID)
+		delete(v.Unproven, e.Volume.ID)
 	case meta.LeaseHeld:
 		v.held[e.Node.Name] = true
 		delete(v.GoneSince, e.Node.Name)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"syscall"
@@ -402,37 +401,4 @@ func (o *opening) opened() {
 	r := o.r
 	r.log.Debug("replica opened", "fence", r.m.fence, "checkpoint", r.m.checkpoint, "suspect", r.suspect.count, "snapshots", len(r.snaps.levels))
 	o.done(r, nil)
-}
-
-// ReadDesc reads the description of the replica in dir, without opening it. done is called later, on
-// the loop.
-func ReadDesc(loop aio.Loop, dir string, done func(Desc, error)) {
-	var f aio.File
-	var err error
-	t := &task{loop: loop}
-	finish := func(d Desc, err error) {
-		loop.Work(func() { closeFiles([]aio.File{f}) }, func() {
-			if err != nil {
-				err = fmt.Errorf("replica %s: %w", dir, err)
-			}
-			done(d, err)
-		})
-	}
-	loop.Work(func() {
-		f, err = loop.FS().OpenFile(filepath.Join(dir, metaName), 0)
-		if errors.Is(err, os.ErrNotExist) {
-			err = ErrNotFound
-		}
-	}, func() {
-		if err != nil {
-			finish(Desc{}, err)
-			return
-		}
-		readMetaFile(t, f, func(m openedMeta, err error) {
-			if errors.Is(err, ErrUnreadable) && m.raw != nil {
-				err = nil // it names the same replica as the copy that can't be read
-			}
-			finish(m.desc, err)
-		})
-	})
 }

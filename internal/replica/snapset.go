@@ -275,7 +275,14 @@ func (h *handover) sync() {
 		for i, c := range h.batch {
 			changes[i] = mapChange{c, true, h.from.check(c)}
 		}
-		h.to.commit(changes, done)
+		h.to.commit(changes, func(err error) {
+			if err == nil {
+				for _, c := range h.batch {
+					h.s.r.snaps.apart.handedOver(h.from, h.to, c)
+				}
+			}
+			done(err)
+		})
 	})
 }
 
@@ -340,6 +347,9 @@ func (s *setting) unlink(l *level) {
 				return
 			}
 			r.log.Info("snapshot deleted", "snapshot", snapName(l.period))
+			if len(r.snaps.levels) == 0 {
+				r.snaps.apart.emptied()
+			}
 			s.next()
 		})
 	}

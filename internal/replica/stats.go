@@ -25,6 +25,7 @@ type Stats struct {
 	Checkpoints   uint64
 	Preserved     uint64 // chunks shared with a snapshot before they were changed
 	Unshared      uint64 // of those, chunks of which the snapshot has a copy of its own since
+	Settled       uint64 // how often the head was settled, as it shared nothing any more
 
 	Fence      uint64
 	Checkpoint uint64

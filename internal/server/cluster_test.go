@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +19,7 @@ import (
 
 	"keelson.io/keelson/internal/api"
 	pb "keelson.io/keelson/internal/api/keelsonv1"
+	"keelson.io/keelson/internal/pki"
 	"keelson.io/keelson/internal/server/fdstore"
 	"keelson.io/keelson/internal/spec"
 )
@@ -116,7 +119,7 @@ func TestMetadataNodesJoinAndLeave(t *testing.T) {
 	}
 	ctx := context.Background()
 	n1, n2, n3 := metadataNode(t, 1), metadataNode(t, 2), metadataNode(t, 3)
-	runNode(t, n1)
+	first := runNode(t, n1)
 	eventually(t, "the first node", voters(n1, 1))
 	c, err := LocalClient(n1.DataDir, "")
 	if err != nil {
@@ -154,6 +157,12 @@ func TestMetadataNodesJoinAndLeave(t *testing.T) {
 	for _, p := range nodes["n2"] {
 		p.stop(t)
 	}
+	thief := stolen(t, n2)
+	kept, err := tls.Dial("tcp", net.JoinHostPort(n1.Address, strconv.Itoa(n1.EtcdClientPort)), thief)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kept.Close()
 	eventually(t, "n2 can be removed", func() error {
 		_, err := c.Nodes.RemoveNode(ctx, &pb.RemoveNodeRequest{Name: "n2"})
 		if connect.CodeOf(err) == connect.CodeNotFound {
@@ -165,6 +174,48 @@ func TestMetadataNodesJoinAndLeave(t *testing.T) {
 	if r, err := c.Cluster.Status(ctx, &pb.StatusRequest{}); err != nil || len(r.Metadata) != 2 {
 		t.Errorf("%v, %v", r.GetMetadata(), err)
 	}
+	// Its certificate opens nothing any more, not even what it had opened before; that of the others does.
+	if _, err := kept.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a connection of the removed node with the metadata stays: %v", err)
+	}
+	honest := stolen(t, n3)
+	for _, cfg := range []Config{n1, n3} {
+		for _, port := range []int{cfg.EtcdClientPort, cfg.EtcdPeerPort} {
+			addr := net.JoinHostPort(cfg.Address, strconv.Itoa(port))
+			eventually(t, "the removed node's certificate is refused at "+addr, func() error {
+				if err := handshake(addr, thief.Certificates); err == nil {
+					return errors.New("it is let in")
+				}
+				return nil
+			})
+			if err := handshake(addr, honest.Certificates); err != nil {
+				t.Errorf("another node's certificate at %s: %v", addr, err)
+			}
+		}
+	}
+	// Also by a member that has lost the others, and starts anew.
+	for _, p := range append(first, nodes["n3"]...) {
+		p.stop(t)
+	}
+	if err := Prepare(ctx, n1); err != nil {
+		t.Fatal(err)
+	}
+	start(t, n1, RunEtcd)
+	addr := net.JoinHostPort(n1.Address, strconv.Itoa(n1.EtcdPeerPort))
+	eventually(t, "n1 is up, alone", func() error { return handshake(addr, honest.Certificates) })
+	if err := handshake(addr, thief.Certificates); err == nil {
+		t.Error("the removed node's certificate is let in where there is no quorum")
+	}
+}
+
+// stolen is what whoever has a node's files connects with.
+func stolen(t *testing.T, cfg Config) *tls.Config {
+	t.Helper()
+	p, err := pkiDir(cfg.DataDir).LoadPair(pki.NodePair)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{{Certificate: [][]byte{p.Cert.Raw}, PrivateKey: p.Key}}}
 }
 
 func TestStateMetricsAndJSON(t *testing.T) {

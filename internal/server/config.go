@@ -51,6 +51,8 @@ type Config struct {
 	Membership   MembershipConfig   `yaml:"membership"`
 	Disks        []DiskRule         `yaml:"disks"`
 	Kube         KubeConfig         `yaml:"kube"`
+	// Encryption should be the same on all nodes.
+	Encryption EncryptionConfig `yaml:"encryption"`
 }
 
 // CertificatesConfig is about the nodes' certificates.
@@ -237,6 +239,9 @@ func (c *Config) validate() error {
 		return err
 	}
 	if err := validateDisks(c.Disks); err != nil {
+		return err
+	}
+	if err := c.Encryption.validate(); err != nil {
 		return err
 	}
 	if _, err := c.Log.level(); err != nil {

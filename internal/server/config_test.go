@@ -52,17 +52,28 @@ func TestLoadConfig(t *testing.T) {
 
 func TestConfigValidation(t *testing.T) {
 	for key, change := range map[string]func(*Config){
-		"node:":                                  func(c *Config) { c.Node = "N_1" },
-		"dataDir:":                               func(c *Config) { c.DataDir = "here" },
-		"runDir:":                                func(c *Config) { c.RunDir = "" },
-		"address:":                               func(c *Config) { c.Address = "0.0.0.0" },
-		"apiPort:":                               func(c *Config) { c.APIPort = 70000 },
-		"enginePort:":                            func(c *Config) { c.EnginePort = c.APIPort },
-		"roles:":                                 func(c *Config) { c.Roles = []spec.Role{"king"} },
-		"roles: empty":                           func(c *Config) { c.Roles = nil },
-		"engine.shards:":                         func(c *Config) { c.Engine.Shards = 1000 },
-		"certificates.valid:":                    func(c *Config) { c.Certificates.Valid = time.Second },
-		"certificates.renewBefore:":              func(c *Config) { c.Certificates.RenewBefore = c.Certificates.Valid },
+		"node:":                            func(c *Config) { c.Node = "N_1" },
+		"dataDir:":                         func(c *Config) { c.DataDir = "here" },
+		"runDir:":                          func(c *Config) { c.RunDir = "" },
+		"address:":                         func(c *Config) { c.Address = "0.0.0.0" },
+		"apiPort:":                         func(c *Config) { c.APIPort = 70000 },
+		"enginePort:":                      func(c *Config) { c.EnginePort = c.APIPort },
+		"roles:":                           func(c *Config) { c.Roles = []spec.Role{"king"} },
+		"roles: empty":                     func(c *Config) { c.Roles = nil },
+		"engine.shards:":                   func(c *Config) { c.Engine.Shards = 1000 },
+		"certificates.valid:":              func(c *Config) { c.Certificates.Valid = time.Second },
+		"certificates.renewBefore:":        func(c *Config) { c.Certificates.RenewBefore = c.Certificates.Valid },
+		"encryption.provider: not set":     func(c *Config) { c.Encryption.KeyDir = "/keys" },
+		"encryption.provider: \"vault\"":   func(c *Config) { c.Encryption.Provider = "vault" },
+		"encryption.keyDir: not set":       func(c *Config) { c.Encryption.Provider = "file" },
+		"encryption.keyDir: \"keys\"":      func(c *Config) { c.Encryption = EncryptionConfig{Provider: "file", KeyDir: "keys"} },
+		"encryption.kms.endpoint: not set": func(c *Config) { c.Encryption = EncryptionConfig{Provider: "kms", KeyDir: "/keys"} },
+		"encryption.kms.endpoint: \"/run/kms\"": func(c *Config) {
+			c.Encryption = EncryptionConfig{Provider: "kms", KMS: KMSConfig{Endpoint: "/run/kms"}}
+		},
+		"encryption.kms.timeout: 1h0m0s": func(c *Config) {
+			c.Encryption = EncryptionConfig{Provider: "kms", KMS: KMSConfig{"unix:///run/kms", time.Hour}}
+		},
 		"log.level:":                             func(c *Config) { c.Log.Level = "loud" },
 		"log.format:":                            func(c *Config) { c.Log.Format = "xml" },
 		"join.url:":                              func(c *Config) { c.Join.Token = "t" },

@@ -50,6 +50,8 @@ type control struct {
 	dialer *dialer
 	api    *api.Server
 	probes probes
+	// answered is when this process has last answered a call to hold the metadata. Touched by awaitCall alone.
+	answered time.Time
 }
 
 // serve opens the API at once, so that what is wrong can be asked, and begins the rest when this
@@ -75,13 +77,25 @@ func (c *control) serve(ctx context.Context, id *identity, line *fdstore.Line) e
 		Pages: map[string]http.Handler{
 			"/metrics": metricsHandler(func(ctx context.Context) *pb.NodeStatusResponse { return c.api.OwnStatus(ctx) }),
 			"/healthz": http.HandlerFunc(c.probes.live), "/readyz": http.HandlerFunc(c.probes.ready),
+			recoveryPage: showRecovery(c.cfg.DataDir),
 		},
+	}
+	if known, err := readRemoved(c.cfg.DataDir); err == nil {
+		ac.Removed = known.Removed
 	}
 	if !c.st.External {
 		ac.Members = members{c.store.Client()}
 	}
 	if c.cfg.HasRole(spec.RoleStorage) {
 		ac.Engine = engineClient(c.cfg.EngineSocket())
+	}
+	keys, err := c.cfg.Encryption.open(c.log)
+	if err != nil {
+		return err
+	}
+	defer keys.close()
+	if keys.Ring != nil {
+		ac.Keys = keys
 	}
 	c.api = api.New(ac)
 	c.probes.status = c.api.OwnStatus
@@ -128,6 +142,7 @@ func (c *control) background(ctx context.Context) error {
 	defer wg.Wait()
 	wg.Go(func() { c.refresh(ctx) })
 	wg.Go(func() { c.keepRenewed(ctx) })
+	wg.Go(func() { c.awaitCall(ctx) })
 	wg.Go(func() { c.serveKube(ctx) })
 	if !c.cfg.HasRole(spec.RoleStorage) {
 		// Otherwise the engine holds it.
@@ -143,6 +158,7 @@ func (c *control) background(ctx context.Context) error {
 			defer led.Wait()
 			defer cancel()
 			led.Go(func() { c.keepMembership(ctx) })
+			led.Go(func() { c.keepMembers(ctx) })
 			led.Go(func() { c.leadKube(ctx) })
 			runner.Run(ctx)
 		})
@@ -153,19 +169,28 @@ func (c *control) background(ctx context.Context) error {
 	return nil
 }
 
-// refreshEvery is how often what a node should know when it starts again is written down.
-const refreshEvery = time.Minute
+// refreshEvery is how often what a node should know when it starts again is written down, refreshFirst in the first such time: other
+// nodes join just then.
+const (
+	refreshEvery = time.Minute
+	refreshFirst = 2 * time.Second
+)
 
 // refresh keeps the addresses of the metadata and of other nodes in the state file.
 func (c *control) refresh(ctx context.Context) {
+	began := time.Now()
 	for {
 		if err := c.refreshOnce(ctx); err != nil && ctx.Err() == nil {
 			c.log.Debug("addresses can't be refreshed", "err", err)
 		}
+		pause := refreshEvery
+		if time.Since(began) < refreshEvery {
+			pause = refreshFirst
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(refreshEvery):
+		case <-time.After(pause):
 		}
 	}
 }
@@ -185,11 +210,18 @@ func (c *control) refreshOnce(ctx context.Context) error {
 			peers = append(peers, n.Value.APIAddr)
 		}
 	}
-	endpoints := c.endpoints()
-	if slices.Equal(peers, st.Peers) && slices.Equal(endpoints, st.Endpoints) {
+	cluster, err := c.store.Cluster(ctx)
+	if err != nil {
+		return err
+	}
+	if err := keepRemoved(c.cfg.DataDir, cluster.Value); err != nil {
+		return err
+	}
+	endpoints, number := c.endpoints(), max(st.Recovery, cluster.Value.Recovery.Number)
+	if slices.Equal(peers, st.Peers) && slices.Equal(endpoints, st.Endpoints) && st.Recovery == number {
 		return nil
 	}
-	st.Peers, st.Endpoints = peers, endpoints
+	st.Peers, st.Endpoints, st.Recovery = peers, endpoints, number
 	return st.write(c.cfg.DataDir)
 }
 

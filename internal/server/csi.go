@@ -143,6 +143,7 @@ func (k *csiKeelson) Create(ctx context.Context, r csi.Request) (csi.Volume, err
 		req.Ephemeral = &pb.Ephemeral{Node: e.Node, Path: e.Path}
 	}
 	askPolicy(req, r)
+	req.Encrypt = r.Encrypt
 	v, err := k.api.Volumes.CreateVolume(ctx, req)
 	return csiVolume(v), csiError(err)
 }
@@ -187,6 +188,7 @@ func csiVolume(v *pb.Volume) csi.Volume {
 		out.Topology = append(out.Topology, t.GetSegments())
 	}
 	showPolicy(&out, v)
+	out.Encrypted = v.Encryption != nil
 	if e := v.Ephemeral; e != nil {
 		out.Ephemeral = &spec.Ephemeral{Node: e.Node, Path: e.Path}
 	}
@@ -201,7 +203,7 @@ func (k *csiKeelson) Nodes(ctx context.Context) ([]csi.Node, error) {
 	}
 	out := make([]csi.Node, 0, len(got.Nodes))
 	for _, n := range got.Nodes {
-		x := csi.Node{Name: n.Name, Zone: n.Zone, Labels: n.Labels, Alive: n.Alive, Cordoned: n.Cordoned}
+		x := csi.Node{Name: n.Name, Zone: n.Zone, Labels: n.Labels, Alive: n.Alive, Cordoned: n.Cordoned || n.Unschedulable}
 		for _, r := range n.Roles {
 			x.Storage = x.Storage || r == string(spec.RoleStorage)
 		}

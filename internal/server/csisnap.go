@@ -14,6 +14,22 @@ func (k *csiKeelson) CreateSnapshot(ctx context.Context, volume, name string) (c
 	return csiSnapshot(s), csiError(err)
 }
 
+// CreateGroup implements csi.Keelson.
+func (k *csiKeelson) CreateGroup(ctx context.Context, name string, volumes []string) ([]csi.Snapshot, error) {
+	g, err := k.api.Snaps.CreateGroup(ctx, &pb.CreateGroupRequest{Name: name, Volumes: volumes})
+	var out []csi.Snapshot
+	for _, s := range g.GetSnapshots() {
+		out = append(out, csiSnapshot(s))
+	}
+	return out, csiError(err)
+}
+
+// DeleteGroup implements csi.Keelson.
+func (k *csiKeelson) DeleteGroup(ctx context.Context, name string) error {
+	_, err := k.api.Snaps.DeleteGroup(ctx, &pb.DeleteGroupRequest{Name: name})
+	return csiError(err)
+}
+
 // DeleteSnapshot implements csi.Keelson.
 func (k *csiKeelson) DeleteSnapshot(ctx context.Context, volume, name string) error {
 	_, err := k.api.Snaps.DeleteSnapshot(ctx, &pb.DeleteSnapshotRequest{Volume: volume, Name: name})
@@ -51,5 +67,5 @@ func csiSnapshot(s *pb.Snapshot) csi.Snapshot {
 	if s == nil {
 		return csi.Snapshot{}
 	}
-	return csi.Snapshot{Name: s.Name, Volume: s.Volume, Size: s.Size, Taken: s.Taken.AsTime(), Ready: s.State == string(spec.SnapshotReady)}
+	return csi.Snapshot{Name: s.Name, Volume: s.Volume, Size: s.Size, Taken: s.Taken.AsTime(), Ready: s.State == string(spec.SnapshotReady), Group: s.Group}
 }

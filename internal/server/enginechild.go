@@ -48,6 +48,9 @@ func RunEngine(ctx context.Context, cfg Config, line *fdstore.Line) error {
 		return err
 	}
 	var newcomers doorkeeper
+	if newcomers.known, err = readRemoved(cfg.DataDir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	loops, closeLoops, err := openLoops(cfg, log, newcomers.refused)
 	if err != nil {
 		return err
@@ -58,13 +61,27 @@ func RunEngine(ctx context.Context, cfg Config, line *fdstore.Line) error {
 			closeLoops()
 		}
 	}()
-	fronts, err := openFrontends(ctx, cfg, line, store, log)
+	fronts, kept, err := openFrontends(ctx, cfg, line, store, log)
 	if err != nil {
 		return err
 	}
-	e, err := engine.New(engine.Config{
-		Node: st.Node, Cluster: st.ClusterID, Store: store, Log: log, Loops: loops, Frontends: fronts,
-	})
+	ec := engine.Config{
+		Node: st.Node, Cluster: st.ClusterID, Store: store, Log: log, Loops: loops, Frontends: fronts, KeptKeys: kept,
+	}
+	if line != nil {
+		ec.Keeper = line
+	}
+	keys, err := cfg.Encryption.open(log)
+	if err != nil {
+		return err
+	}
+	defer keys.close()
+	if keys.Ring != nil {
+		ec.Keys = keys
+	}
+	pools := make(poolsLater, 1)
+	ec.Complete = pools.complete
+	e, err := engine.New(ec)
 	if err != nil {
 		return err
 	}
@@ -73,9 +90,13 @@ func RunEngine(ctx context.Context, cfg Config, line *fdstore.Line) error {
 		return errors.Join(err, e.Close())
 	}
 	s := &engineService{
-		engine: e, store: store, log: log, node: st.Node,
+		engine: e, store: store, log: log, node: st.Node, poolOpened: make(chan struct{}, 1),
 		host: pool.Host{Dir: filepath.Join(cfg.DataDir, "pools"), Cluster: st.ClusterID, Node: st.Node, Log: log},
 	}
+	if !st.External {
+		s.saves = store.Client()
+	}
+	pools <- s
 	// Everything is closed before the lease is given up: only then is another node to take over.
 	giveUp := s.holdLease(ctx)
 	defer giveUp()
@@ -118,6 +139,9 @@ func (s *engineService) run(ctx context.Context, cfg Config, line *fdstore.Line)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wg.Go(func() { s.openPools(ctx) })
+	if s.saves != nil {
+		wg.Go(func() { s.keepMetadata(ctx, s.saves) })
+	}
 	wg.Go(func() { s.makePools(ctx, cfg) })
 	path := cfg.EngineSocket()
 	l, err := listenSocket(path)

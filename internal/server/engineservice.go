@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"keelson.io/keelson/internal/api"
@@ -34,6 +35,10 @@ type engineService struct {
 	host   pool.Host
 	node   string
 	log    *slog.Logger
+	// saves is the client by which the metadata is saved to pools; nil if Keelson doesn't run it. poolOpened has word, at most once,
+	// when a pool has come into service.
+	saves      *clientv3.Client
+	poolOpened chan struct{}
 
 	// adding has one pool added at a time.
 	adding sync.Mutex
@@ -165,6 +170,10 @@ func (s *engineService) openPool(ctx context.Context, p spec.Pool) error {
 	}
 	delete(s.mu.problems, p.ID)
 	s.mu.open[p.ID] = true
+	select {
+	case s.poolOpened <- struct{}{}:
+	default:
+	}
 	if err := notePool(filepath.Dir(s.host.Dir), p); err != nil {
 		s.log.Warn("a pool isn't on the list of this node's pools", "pool", p.ID, "err", err)
 	}

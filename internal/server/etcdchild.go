@@ -16,8 +16,8 @@ import (
 	"connectrpc.com/connect"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/server/v3/embed"
-	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
 
 	"keelson.io/keelson/internal/api"
 	pb "keelson.io/keelson/internal/api/keelsonv1"
@@ -34,13 +34,22 @@ func RunEtcd(ctx context.Context, cfg Config, line *fdstore.Line) error {
 	if err != nil {
 		return err
 	}
+	unix.Umask(0o077) // etcd makes its sockets for everybody
+	if st, err = recoverIfAsked(ctx, cfg, st, log); err != nil {
+		return err
+	}
+	if st, err = leavePast(ctx, cfg, st, log); err != nil {
+		return err
+	}
 	ec, err := cfg.etcdConfig(st, log)
 	if err != nil {
 		return err
 	}
-	if st.Founder {
+	joins := false
+	switch has := hasMember(ec.Dir); {
+	case has || st.Founder && !st.Served:
 		ec.InitialCluster = st.Node + "=" + cfg.etcdPeerURL()
-	} else if _, err := os.Stat(filepath.Join(ec.Dir, "member")); err != nil {
+	default:
 		// The cluster has its metadata elsewhere: the other processes needn't wait until this node is let in.
 		if err := sayReady(ctx, line); err != nil {
 			return err
@@ -50,47 +59,102 @@ func RunEtcd(ctx context.Context, cfg Config, line *fdstore.Line) error {
 			return err
 		}
 		ec.ClusterState = embed.ClusterStateFlagExisting
+		joins = true
 	}
 	e, err := embed.StartEtcd(ec)
 	if err != nil {
-		return fmt.Errorf("metadata member: %w", err)
+		err = fmt.Errorf("metadata member: %w", err)
+		if !joins {
+			err = errors.Join(err, leaveReplaced(ctx, cfg)) // one that was removed may stop before it has started
+		}
+		return err
 	}
-	defer e.Close()
+	defer closeEtcd(e)
+	gates, err := openGates(ctx, cfg, e.Server, log)
+	if err != nil {
+		return err
+	}
+	defer gates.close()
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	select {
-	case <-e.Server.ReadyNotify():
+	past := make(chan error, 1)
+	wg.Go(func() { past <- watchForRecovery(ctx, cfg, e.Server, st, log) })
+	if err := serveEtcd(ctx, cfg, e, past, func() error {
 		log.Info("metadata member serves", "url", cfg.etcdClientURL())
+		if err := errors.Join(noteServed(cfg.DataDir), noteOwnRecovery(ec.Dir, e.Server)); err != nil {
+			return err
+		}
 		if err := sayReady(ctx, line); err != nil {
 			return err
 		}
-		if !st.Founder && !st.Promoted {
+		if joins || !st.Founder && !st.Promoted {
 			// Not before: a member that is promoted while it makes itself known loses that message, and seconds.
 			wg.Go(func() { promote(ctx, cfg, st, log) })
 		}
-	case <-ctx.Done():
 		return nil
-	case err := <-e.Err():
-		return fmt.Errorf("metadata member: %w", err)
-	case <-e.Server.StopNotify():
-		return errors.New("metadata member stopped before it served")
+	}); err != nil && ctx.Err() == nil {
+		return err
 	}
+	return nil
+}
+
+// serveEtcd waits until the member serves, calls ready, and waits until it ends, or ctx does.
+func serveEtcd(ctx context.Context, cfg Config, e *embed.Etcd, past <-chan error, ready func() error) error {
+	begun := e.Server.ReadyNotify()
+	for {
+		select {
+		case <-begun:
+			if err := ready(); err != nil {
+				return err
+			}
+			begun = nil
+		case <-ctx.Done():
+			return nil
+		case err := <-past:
+			return err
+		case err := <-e.Err():
+			return errors.Join(fmt.Errorf("metadata member: %w", err), leaveReplaced(ctx, cfg))
+		case <-e.Server.StopNotify():
+			if ctx.Err() != nil {
+				return nil
+			}
+			return errors.Join(errors.New("metadata member stopped"), leaveReplaced(ctx, cfg))
+		}
+	}
+}
+
+// closeEtcd ends a member. One that has no quorum would wait for it before it lets itself be closed.
+func closeEtcd(e *embed.Etcd) {
 	select {
-	case <-ctx.Done():
-		return nil
-	case err := <-e.Err():
-		return fmt.Errorf("metadata member: %w", err)
-	case <-e.Server.StopNotify():
-		return errors.New("metadata member stopped; was the node removed from the cluster?")
+	case <-e.Server.ReadyNotify():
+	default:
+		e.Server.Stop()
 	}
+	e.Close()
+}
+
+// hasMember reports whether etcd's directory has a member's data.
+func hasMember(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "member", "wal"))
+	return err == nil
+}
+
+// noteServed writes down that this node's member has served: if its data is gone later, it isn't made anew, but asked for.
+func noteServed(dataDir string) error {
+	st, err := ReadState(dataDir)
+	if err != nil || st.Served {
+		return err
+	}
+	st.Served = true
+	return st.write(dataDir)
 }
 
 func (c *Config) etcdConfig(st State, log *slog.Logger) (*embed.Config, error) {
 	ec := embed.NewConfig()
 	ec.Name = st.Node
-	ec.Dir = filepath.Join(c.DataDir, "etcd")
+	ec.Dir = etcdDir(c.DataDir)
 	ec.InitialClusterToken = st.ClusterID
 	ec.TickMs, ec.ElectionMs = 100, 1000
 	ec.QuotaBackendBytes = etcdQuota
@@ -99,29 +163,18 @@ func (c *Config) etcdConfig(st State, log *slog.Logger) (*embed.Config, error) {
 	ec.MaxSnapFiles, ec.MaxWalFiles = 2, 2
 	ec.EnableGRPCGateway = false
 	ec.LogLevel = "warn"
-	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(slogCore{log: log, LevelEnabler: zapcore.WarnLevel}))
-	tlsInfo := transport.TLSInfo{
-		CertFile: certPath(c.DataDir), KeyFile: keyPath(c.DataDir), TrustedCAFile: caPath(c.DataDir),
-		ClientCertAuth: true, SkipClientSANVerify: true,
-	}
-	ec.ClientTLSInfo, ec.PeerTLSInfo = tlsInfo, tlsInfo
-	var err error
-	for _, u := range []struct {
-		listen, advertise *[]url.URL
-		port              int
-	}{
-		{&ec.ListenClientUrls, &ec.AdvertiseClientUrls, c.EtcdClientPort},
-		{&ec.ListenPeerUrls, &ec.AdvertisePeerUrls, c.EtcdPeerPort},
-	} {
-		port := strconv.Itoa(u.port)
-		*u.listen = []url.URL{{Scheme: "https", Host: net.JoinHostPort(c.listenHost(), port)}}
-		*u.advertise = []url.URL{{Scheme: "https", Host: net.JoinHostPort(c.Address, port)}}
-	}
-	if err = os.MkdirAll(ec.Dir, 0o700); err != nil {
-		return nil, err
-	}
-	return ec, nil
+	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(etcdLogger(log, zapcore.WarnLevel))
+	// For connections to other members. Those from outside come through the gates.
+	ec.PeerTLSInfo = transport.TLSInfo{CertFile: certPath(c.DataDir), KeyFile: keyPath(c.DataDir), TrustedCAFile: caPath(c.DataDir)}
+	ec.ListenClientUrls = []url.URL{{Scheme: "unix", Host: c.etcdSocket("client")}}
+	ec.ListenPeerUrls = []url.URL{{Scheme: "unix", Host: c.etcdSocket("peer")}}
+	ec.AdvertiseClientUrls = []url.URL{{Scheme: "https", Host: net.JoinHostPort(c.Address, strconv.Itoa(c.EtcdClientPort))}}
+	ec.AdvertisePeerUrls = []url.URL{{Scheme: "https", Host: net.JoinHostPort(c.Address, strconv.Itoa(c.EtcdPeerPort))}}
+	return ec, errors.Join(os.MkdirAll(ec.Dir, 0o700), os.MkdirAll(c.RunDir, 0o700))
 }
+
+// etcdSocket is where etcd listens, behind the gate of that name.
+func (c *Config) etcdSocket(name string) string { return filepath.Join(c.RunDir, "etcd-"+name+".sock") }
 
 // listenHost is what to listen on: the address, or everything if that is a name.
 func (c *Config) listenHost() string {
@@ -219,10 +272,12 @@ var noise = map[string]bool{
 	"Validation on configuration change failed":                                            true,
 	"failed to reach the peer URL":                                                         true,
 	"rejecting member add request; local member has not been connected to majority peers, reconfigure breaks active quorum": true,
-	"failed to get version":                         true,
-	"setting up serving from embedded etcd failed.": true,
-	"stopping secure grpc server due to error":      true,
-	"stopped secure grpc server due to error":       true,
+	"failed to get version":                                   true,
+	"prober detected unhealthy status":                        true,
+	"rejected stream from remote peer because it was removed": true,
+	"setting up serving from embedded etcd failed.":           true,
+	"stopping secure grpc server due to error":                true,
+	"stopped secure grpc server due to error":                 true,
 }
 
 func (c slogCore) Write(e zapcore.Entry, fs []zapcore.Field) error {

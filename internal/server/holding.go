@@ -64,6 +64,7 @@ type holding struct {
 	args   []string
 	log    *slog.Logger
 	stopc  chan struct{}
+	stop   sync.Once // closes stopc
 	done   chan struct{}
 	// starting is set while a holder that this process started runs.
 	starting atomic.Bool
@@ -235,21 +236,29 @@ func (h *holding) start() error {
 	return nil
 }
 
-// end has the holder end, with what it keeps.
+// halt ends watch.
+func (h *holding) halt() {
+	h.stop.Do(func() { close(h.stopc) })
+	<-h.done
+}
+
+// end has the holder end, with what it keeps. Nobody watches any more by then: the next thing that watch would do is to start another one.
 func (h *holding) end() {
+	h.halt()
 	h.mu.Lock()
-	line := h.line
-	h.mu.Unlock()
-	if line != nil {
-		if err := line.End(); err != nil && !errors.Is(err, fdstore.ErrGone) {
+	defer h.mu.Unlock()
+	if h.line == nil { // it was looked for at this moment
+		h.line, _ = fdstore.DialHolder(h.cfg.holderSocket())
+	}
+	if h.line != nil {
+		if err := h.line.End(); err != nil && !errors.Is(err, fdstore.ErrGone) {
 			h.log.Warn("the holder of descriptors doesn't end", "err", err)
 		}
 	}
 }
 
 func (h *holding) close() {
-	close(h.stopc)
-	<-h.done
+	h.halt()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.line != nil {

@@ -86,6 +86,14 @@ func (m members) add(ctx context.Context, name, peerURL string) (uint64, string,
 	if i >= 0 && list[i].Name != "" && !slices.Contains(list[i].PeerURLs, peerURL) {
 		return 0, "", fmt.Errorf("%w: there is a metadata member %s at %s", meta.ErrExists, name, strings.Join(list[i].PeerURLs, ","))
 	}
+	if i >= 0 && list[i].Name != "" {
+		// It has served, and asks because it has lost its data. As the same member, without its log, it could vote twice.
+		removed, err := m.client.MemberRemove(ctx, list[i].ID)
+		if err != nil {
+			return 0, "", unavailable(err)
+		}
+		list, i = removed.Members, -1
+	}
 	if i < 0 {
 		if len(list) >= maxMembers {
 			return 0, "", fmt.Errorf("%w: %d nodes hold the metadata, and more would only slow it down; set this node's roles to storage", meta.ErrExists, len(list))

@@ -90,6 +90,7 @@ func (c *Config) checkState(st State) error {
 	if ext := len(c.Metadata.Endpoints) > 0; ext != st.External {
 		return permanent(fmt.Errorf("data directory %s was made with metadata.endpoints %s, and now they are %s; a cluster can't change that", c.DataDir, set(st.External), set(ext)))
 	}
+	c.called(st)
 	if !slices.Equal(sorted(st.Roles), sorted(c.Roles)) {
 		return permanent(fmt.Errorf("node %s has the roles %v, and the configuration says %v; the roles of a node can't be changed: remove the node and join again with an empty data directory", st.Node, st.Roles, c.Roles))
 	}

@@ -128,7 +128,9 @@ func registerOnce(ctx context.Context, cfg Config, st State, store meta.Store) e
 		if have.Value.ID != st.NodeID {
 			return permanent(fmt.Errorf("there is another node named %s (id %s) in the cluster; give this one another name", st.Node, have.Value.ID))
 		}
-		want.Cordoned, want.Upkeep, want.Joined = have.Value.Cordoned, have.Value.Upkeep, have.Value.Joined
+		want.Member = have.Value.Member
+		want.Cordoned, want.Unschedulable = have.Value.Cordoned, have.Value.Unschedulable
+		want.Upkeep, want.Joined = have.Value.Upkeep, have.Value.Joined
 		if nodesEqual(have.Value, want) {
 			return nil
 		}

@@ -50,14 +50,16 @@ func refusing(c *tls.Config, refused func(node string, issued time.Time) bool) *
 	return c
 }
 
-// doorkeeper tells which nodes were removed, as soon as there is somebody to ask: nobody is refused before. Safe for concurrent use.
+// doorkeeper tells which nodes were removed: those that this node has written down, and, as soon as there is somebody to ask, all.
+// Safe for concurrent use.
 type doorkeeper struct {
-	ask atomic.Pointer[func(node string, issued time.Time) bool]
+	known spec.Cluster
+	ask   atomic.Pointer[func(node string, issued time.Time) bool]
 }
 
 func (d *doorkeeper) asks(fn func(node string, issued time.Time) bool) { d.ask.Store(&fn) }
 
 func (d *doorkeeper) refused(node string, issued time.Time) bool {
 	fn := d.ask.Load()
-	return fn != nil && (*fn)(node, issued)
+	return d.known.Refuses(node, issued) || fn != nil && (*fn)(node, issued)
 }

@@ -2,11 +2,8 @@ package server
 
 import (
 	"context"
-	"errors"
-	"slices"
 	"time"
 
-	pb "keelson.io/keelson/internal/api/keelsonv1"
 	"keelson.io/keelson/internal/pki"
 	"keelson.io/keelson/internal/spec"
 )
@@ -72,28 +69,13 @@ func (c *control) renew(ctx context.Context) error {
 
 // renewThere has a metadata node sign a new certificate for this node's key.
 func (c *control) renewThere(ctx context.Context, p *pki.Pair) error {
-	nodes, err := c.store.Nodes(ctx)
+	r, err := c.renewalFor(ctx, p)
 	if err != nil {
 		return err
 	}
-	csr, err := pki.RequestFor(p.Key, c.st.Node, c.cfg.hosts())
+	cert, err := pki.ParseCert(r.CertPem)
 	if err != nil {
 		return err
 	}
-	err = errors.New("no node with the role metadata is known")
-	for _, n := range nodes {
-		if !slices.Contains(n.Value.Roles, spec.RoleMetadata) {
-			continue
-		}
-		var r *pb.RenewCertificateResponse
-		if r, err = c.dialer.dial(n.Value).Cluster.RenewCertificate(ctx, &pb.RenewCertificateRequest{Csr: csr}); err != nil {
-			continue
-		}
-		cert, err := pki.ParseCert(r.CertPem)
-		if err != nil {
-			return err
-		}
-		return pkiDir(c.cfg.DataDir).SaveCert(pki.NodePair, cert)
-	}
-	return err
+	return pkiDir(c.cfg.DataDir).SaveCert(pki.NodePair, cert)
 }

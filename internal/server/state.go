@@ -35,6 +35,12 @@ type State struct {
 	InitialCluster string `json:"initialCluster,omitempty"`
 	// Promoted is set once this node's etcd is a voting member.
 	Promoted bool `json:"promoted,omitempty"`
+	// Served is set once this node's etcd has served.
+	Served bool `json:"served,omitempty"`
+	// Called is set on a node that holds the metadata because the cluster called it: whatever roles it was given.
+	Called bool `json:"called,omitempty"`
+	// Recovery is the number of the last recovery of the metadata that this node knows of.
+	Recovery int `json:"recovery,omitempty"`
 }
 
 func statePath(dataDir string) string { return filepath.Join(dataDir, "state.json") }

@@ -23,6 +23,9 @@ import (
 // after another; devices wait for a moment.
 func Supervise(ctx context.Context, cfg Config, args []string) error {
 	log := cfg.Logger("server")
+	if st, err := ReadState(cfg.DataDir); err == nil {
+		cfg.called(st)
+	}
 	binary, err := os.Executable()
 	if err != nil {
 		return err

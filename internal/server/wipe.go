@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,11 +28,17 @@ func notePool(dataDir string, p spec.Pool) error {
 	if err != nil {
 		return err
 	}
-	if i := slices.IndexFunc(list, func(x spec.Pool) bool { return x.ID == p.ID }); i < 0 {
-		list = append(list, spec.Pool{ID: p.ID, Device: p.Device, File: p.File})
-		return writePools(dataDir, list)
+	i := slices.IndexFunc(list, func(x spec.Pool) bool { return x.ID == p.ID })
+	p.Draining, p.Leftovers = false, nil
+	switch {
+	case i < 0:
+		list = append(list, p)
+	case list[i].Capacity != p.Capacity || list[i].Reserve != p.Reserve || !maps.Equal(list[i].Labels, p.Labels):
+		list[i] = p
+	default:
+		return nil
 	}
-	return nil
+	return writePools(dataDir, list)
 }
 
 // unlistPool takes a pool off the list.

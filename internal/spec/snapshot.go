@@ -20,8 +20,12 @@ type Snapshot struct {
 	Taken  time.Time `json:"taken,omitzero"`
 	// Group is the id that snapshots of several volumes at one moment share.
 	Group string `json:"group,omitempty"`
+	// Part is what the coordinator says of it while the group isn't complete.
+	Part GroupPart `json:"part,omitzero"`
 	// Schedule is the schedule that asked for it, and that deletes it; "" is a person.
 	Schedule string `json:"schedule,omitempty"`
+	// Device is how it is shown to a node, while it is.
+	Device SnapshotDevice `json:"device,omitzero"`
 	// For is the volume that is to be cloned from it, after which it is deleted; "" otherwise.
 	For string `json:"for,omitempty"`
 }
@@ -32,6 +36,7 @@ type SnapshotState string
 // The states of a snapshot.
 const (
 	SnapshotTaking   SnapshotState = "Taking"
+	SnapshotCut      SnapshotState = "Cut" // all copies have it; others of its group aren't known to be there
 	SnapshotReady    SnapshotState = "Ready"
 	SnapshotDeleting SnapshotState = "Deleting"
 )
@@ -109,6 +114,24 @@ func (v *Volume) SnapshotByName(name string) *Snapshot {
 	return nil
 }
 
+// SnapshotDevice is a snapshot that is attached, or being attached, to a node.
+type SnapshotDevice struct {
+	Volume string `json:"volume"` // id of the volume that is ReadOnly for it
+	Node   string `json:"node"`
+}
+
+// ReadOnly is set in the record of a volume that shows a snapshot to a node: a clone that can't be written to, and that is deleted
+// when it is detached. People know it as the snapshot only.
+type ReadOnly struct {
+	Volume   string `json:"volume"`   // id of the one that the snapshot is of
+	Snapshot string `json:"snapshot"` // id
+	Node     string `json:"node"`
+	Frontend string `json:"frontend"`
+}
+
+// DeviceName is the name of the volume that shows a snapshot. No other volume can have one like it.
+func DeviceName(volume, snapshot string) string { return volume + "@" + snapshot }
+
 // SnapshotInUse says what needs a snapshot; "" is nothing.
 func (v *Volume) SnapshotInUse(id string) string {
 	for _, j := range v.Clones {
@@ -119,6 +142,9 @@ func (v *Volume) SnapshotInUse(id string) string {
 	if v.Restore != nil && v.Restore.Snapshot == id {
 		return "the volume is being restored to it"
 	}
+	if s := v.SnapshotByName(id); s != nil && s.ID == id && s.Device.Node != "" {
+		return fmt.Sprintf("it is attached to node %s; detach it first: keelson snapshot detach %s", s.Device.Node, DeviceName(v.Name, s.Name))
+	}
 	return ""
 }
 
@@ -128,7 +154,7 @@ func (v *Volume) SnapshotWork() bool {
 		return true
 	}
 	for _, s := range v.Snapshots {
-		if s.State != SnapshotReady {
+		if s.State != SnapshotReady && s.State != SnapshotCut {
 			return true
 		}
 	}

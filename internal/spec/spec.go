@@ -15,6 +15,10 @@ type Cluster struct {
 	Settings Settings `json:"settings"`
 	// Removed has the nodes that were removed, and when: certificates that they got before that are refused.
 	Removed map[string]time.Time `json:"removed,omitempty"`
+	// Recovery is the last one of the metadata.
+	Recovery Recovery `json:"recovery,omitzero"`
+	// Groups are the snapshots of several volumes that are being taken or deleted, in the order in which they were asked for.
+	Groups []Group `json:"groups,omitempty"`
 }
 
 // Settings are the cluster-wide knobs. DefaultSettings has the defaults.
@@ -65,9 +69,13 @@ type Node struct {
 	APIAddr    string `json:"apiAddr"`
 	EngineAddr string `json:"engineAddr"`
 	Shards     int    `json:"shards"` // event loops of its engine
-	Cordoned   bool   `json:"cordoned,omitempty"`
+	// Cordoned: a person wants no further replicas here. Unschedulable: the node is cordoned in Kubernetes, with the same effect; what passes it
+	// on takes it back. Neither touches the other.
+	Cordoned      bool `json:"cordoned,omitempty"`
+	Unschedulable bool `json:"unschedulable,omitempty"`
 	// Upkeep is what is being done to the node; "" is nothing.
 	Upkeep  Upkeep    `json:"upkeep,omitempty"`
+	Member  Calling   `json:"member,omitempty"`
 	Joined  time.Time `json:"joined"`
 	Version string    `json:"version"`
 }
@@ -130,12 +138,15 @@ type Volume struct {
 	Ephemeral *Ephemeral `json:"ephemeral,omitempty"`
 
 	State State `json:"state"`
-	Scrub Scrub `json:"scrub,omitzero"`
+	// Unproven is nil, unless the metadata was recovered and it isn't known yet whether the record is the newest.
+	Unproven *Unproven `json:"unproven,omitempty"`
+	Scrub    Scrub     `json:"scrub,omitzero"`
 	// Snapshots in the order in which they were asked for.
 	Snapshots []Snapshot `json:"snapshots,omitempty"`
 	Clones    []CloneJob `json:"clones,omitempty"`
 	Restore   *Restore   `json:"restore,omitempty"`
 	Source    *Source    `json:"source,omitempty"`
+	ReadOnly  *ReadOnly  `json:"readOnly,omitempty"`
 	Schedules []Schedule `json:"schedules,omitempty"`
 	Growth    Growth     `json:"growth,omitzero"`
 
@@ -143,6 +154,9 @@ type Volume struct {
 	Placement Placement   `json:"placement,omitzero"`
 	Trim      TrimState   `json:"trim,omitzero"`
 	Import    ImportState `json:"import,omitzero"`
+
+	// Encryption is nil for a volume whose copies hold what was written as it is. It never comes or goes.
+	Encryption *Encryption `json:"encryption,omitempty"`
 }
 
 // State is a volume's attachment and its members.

@@ -53,7 +53,7 @@ const (
 )
 
 // Closed reports whether the node takes no new replicas.
-func (n *Node) Closed() bool { return n.Cordoned || n.Upkeep != "" }
+func (n *Node) Closed() bool { return n.Cordoned || n.Unschedulable || n.Upkeep != "" }
 
 // Staying is how many members of the column aren't to be removed.
 func (c *Column) Staying() (n int) {

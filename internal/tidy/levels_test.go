@@ -17,7 +17,7 @@ var levels = [][]string{
 	{"block", "invariant"},
 	{"spec"},
 	{"place", "repl", "qos"},
-	{"aio", "bundle", "doctor", "kubeview", "imagecopy", "meta", "pki", "wire", "objstore"},
+	{"aio", "bundle", "doctor", "kubeview", "imagecopy", "meta", "pki", "seal", "wire", "objstore"},
 	{"pool", "replica", "volume", "link", "frontend", "reconcile"},
 	{"engine", "api", "csi", "install", "kube", "web"},
 	{"server", "lab", "tidy"},

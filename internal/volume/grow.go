@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/invariant"
 	"keelson.io/keelson/internal/repl"
 	"keelson.io/keelson/internal/spec"
 )
@@ -11,9 +12,10 @@ import (
 // grow admits the size that the newest record gives the volume, if that is larger than what is served. All in-sync members are
 // that large by then; those on their way to be in sync that aren't are given up, and come back when they have grown.
 //
-// Invariant: no transaction of this volume is under way, so the members' roles are what the record says.
+// Invariant: no transaction of this volume is under way, so the members' roles are what the record says. What is written beyond the end of
+// a snapshot is of a later period: it waits while one is being taken.
 func (v *Volume) grow() {
-	if v.rec.Size <= v.size {
+	if v.rec.Size <= v.size || v.snaps.pending != 0 && !invariant.Mutant("grow-within-snapshot") {
 		return
 	}
 	for i, c := range v.columns {

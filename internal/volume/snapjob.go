@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/invariant"
 	"keelson.io/keelson/internal/repl"
 	"keelson.io/keelson/internal/spec"
 	"keelson.io/keelson/internal/wire"
@@ -150,7 +151,7 @@ func (r *restoring) next() {
 	switch {
 	case v.phase == lost || v.phase == detached:
 		return
-	case v.phase != serving || r.s.some(spec.SnapshotTaking):
+	case v.phase != serving || r.s.takes() || r.s.group.asks():
 		r.s.again(0)
 		return
 	case r.column == len(v.columns):
@@ -203,7 +204,11 @@ func (r *restoring) restored() {
 // end records that the volume is restored, once that is durable.
 func (r *restoring) end() {
 	s, id := r.s, r.id
-	s.retryCheckpoint(func() {
+	durable := s.retryCheckpoint
+	if invariant.Mutant("restore-not-durable") {
+		durable = func(then func()) { then() }
+	}
+	durable(func() {
 		s.commit(func(rec *spec.Volume) {
 			if rec.Restore != nil && rec.Restore.Snapshot == id {
 				rec.Restore = nil

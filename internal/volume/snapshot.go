@@ -42,7 +42,8 @@ type snapshotter struct {
 	told  []uint64
 	// pending is the period that is being made a snapshot; 0 if none is. Then no checkpoint is begun but by the snapshotter.
 	pending uint64
-	size    int64 // of the volume, when that began
+	size    int64  // of the volume, when that began
+	tried   uint64 // the last period that was pending
 	// holding: no change of data is begun. held are those that wait.
 	holding bool
 	held    []func()
@@ -58,12 +59,14 @@ type snapshotter struct {
 	job     *snapJob
 	restore restoring
 	usage   snapUsage
+	group   grouping
 }
 
 func (s *snapshotter) init(v *Volume) {
 	s.v = v
 	s.timer = v.loop.NewTimer(s.step)
 	s.restore.s = s
+	s.group.s = s
 }
 
 // list returns the snapshots that the members of a column shall have now: two words for each, its period and its size there.
@@ -72,7 +75,7 @@ func (s *snapshotter) list() (list []uint64) {
 	slices.SortFunc(ready, func(a, b spec.Snapshot) int { return cmp.Compare(a.Period, b.Period) })
 	last := uint64(0)
 	for _, x := range ready {
-		if x.State == spec.SnapshotReady && x.Period != last {
+		if (x.State == spec.SnapshotReady || x.State == spec.SnapshotCut) && x.Period != last {
 			last = x.Period
 			list = append(list, x.Period, uint64(spec.ColumnSize(x.Size, s.v.rec.Columns)))
 		}
@@ -99,6 +102,10 @@ func (s *snapshotter) any() bool { return len(s.v.rec.Snapshots) > 0 || s.pendin
 
 // follow does what the record says now.
 func (s *snapshotter) follow() {
+	if s.group.waits() {
+		s.timer.Reset(0)
+		return
+	}
 	if s.busy || s.v.phase != serving || !s.work() {
 		return
 	}
@@ -108,12 +115,19 @@ func (s *snapshotter) follow() {
 
 // work reports whether there is something to do.
 func (s *snapshotter) work() bool {
-	return s.v.rec.SnapshotWork() || !s.equal && len(s.v.rec.Snapshots) > 0
+	rec := &s.v.rec
+	if !s.equal && len(rec.Snapshots) > 0 || s.takes() || s.deletes() || rec.Restore != nil {
+		return true
+	}
+	return s.group.asks() || slices.ContainsFunc(rec.Clones, func(j spec.CloneJob) bool { return !j.Done })
 }
 
 // done ends a piece of work, and looks for the next.
 func (s *snapshotter) done() {
 	s.busy = false
+	if s.v.rec.Size > s.v.size {
+		s.v.loop.Post(s.v.membersChanged) // it may grow now
+	}
 	s.follow()
 	if s.v.phase == detaching {
 		s.v.drained()
@@ -132,6 +146,10 @@ func (s *snapshotter) again(d time.Duration) {
 // step begins what comes next.
 func (s *snapshotter) step() {
 	v := s.v
+	if s.group.waits() {
+		s.group.step()
+		return
+	}
 	if v.phase != serving || !s.work() {
 		s.done()
 		return
@@ -142,6 +160,7 @@ func (s *snapshotter) step() {
 			return
 		}
 	}
+	due, group := s.group.due()
 	switch {
 	case !s.equal:
 		s.equalize(func(ok bool) {
@@ -151,17 +170,24 @@ func (s *snapshotter) step() {
 			}
 			s.done()
 		})
-	case s.some(spec.SnapshotTaking):
+	case s.takes():
 		s.take()
-	case s.some(spec.SnapshotDeleting):
+	case s.deletes():
 		s.remove()
+	case due != nil:
+		s.group.begin(due, group)
 	default:
 		s.stepJobs()
 	}
 }
 
-func (s *snapshotter) some(state spec.SnapshotState) bool {
-	return slices.ContainsFunc(s.v.rec.Snapshots, func(x spec.Snapshot) bool { return x.State == state })
+// taken reports whether a snapshot is to be taken by itself. takes whether there is one, deletes whether one is to be deleted.
+func taken(x spec.Snapshot) bool { return x.State == spec.SnapshotTaking && x.Group == "" }
+
+func (s *snapshotter) takes() bool { return slices.ContainsFunc(s.v.rec.Snapshots, taken) }
+
+func (s *snapshotter) deletes() bool {
+	return slices.ContainsFunc(s.v.rec.Snapshots, func(x spec.Snapshot) bool { return x.State == spec.SnapshotDeleting })
 }
 
 // equalize has every member have exactly the snapshots that it shall have now.
@@ -232,14 +258,29 @@ func (s *snapshotter) endSync() {
 // blocks reports whether no checkpoint may begin: the period that is to become a snapshot must last until the cut.
 func (s *snapshotter) blocks() bool { return s.pending != 0 }
 
+// prepare makes the present period the one that is to be a snapshot; it is false if that is to be tried again in a while. A member that
+// was asked to make it before, and was away when it was given up, has it still, of the size that the volume had then: so a period
+// isn't asked for with another size.
+func (s *snapshotter) prepare() bool {
+	v := s.v
+	if v.ckpt.state == ckptIdle && s.tried == v.period && s.size != v.size && !invariant.Mutant("period-of-two-sizes") {
+		v.ckpt.begin()
+	}
+	if v.ckpt.state != ckptIdle {
+		s.again(snapWait)
+		return false
+	}
+	s.pending, s.size = v.period, v.size
+	s.tried = s.pending
+	return true
+}
+
 // take makes the present period a snapshot.
 func (s *snapshotter) take() {
 	v := s.v
-	if v.ckpt.state != ckptIdle {
-		s.again(snapWait)
+	if !s.prepare() {
 		return
 	}
-	s.pending, s.size = v.period, v.size
 	s.equalize(func(ok bool) {
 		if !ok || v.phase != serving {
 			s.abandon()
@@ -262,20 +303,24 @@ func (s *snapshotter) hold(fn func()) { s.held = append(s.held, fn) }
 // drained cuts when no change is under way any more.
 func (s *snapshotter) drained() {
 	if s.holding && (s.v.mut+s.v.oldMut == 0 || invariant.Mutant("snapshot-without-drain")) {
-		s.cut()
+		if s.group.waits() {
+			s.group.drained()
+			return
+		}
+		var ids []string
+		for _, x := range s.v.rec.Snapshots {
+			if taken(x) {
+				ids = append(ids, x.ID)
+			}
+		}
+		s.cut(ids, s.v.cfg.Wall().UTC())
 	}
 }
 
 // cut ends the period, lets changes go on, and has what the snapshot holds made durable.
-func (s *snapshotter) cut() {
+func (s *snapshotter) cut(ids []string, at time.Time) {
 	v := s.v
-	period, size, at := s.pending, s.size, v.cfg.Wall().UTC()
-	var ids []string
-	for _, x := range v.rec.Snapshots {
-		if x.State == spec.SnapshotTaking {
-			ids = append(ids, x.ID)
-		}
-	}
+	period, size := s.pending, s.size
 	s.pending = 0
 	begun := s.checkpoint(func() { s.record(ids, period, size, at) })
 	if begun {
@@ -287,6 +332,7 @@ func (s *snapshotter) cut() {
 	s.release()
 	if !begun {
 		s.abandon()
+		s.group.state = groupIdle
 		s.again(snapRetry)
 	}
 }
@@ -359,10 +405,13 @@ func (s *snapshotter) record(ids []string, period uint64, size int64, at time.Ti
 		for i := range rec.Snapshots {
 			if x := &rec.Snapshots[i]; slices.Contains(ids, x.ID) && x.State == spec.SnapshotTaking {
 				x.State, x.Period, x.Size, x.Taken = spec.SnapshotReady, period, size, at
+				if x.Group != "" {
+					x.State = spec.SnapshotCut
+				}
 			}
 		}
 	}, func(ok bool) {
-		s.pending = 0
+		s.pending, s.group.state = 0, groupIdle
 		if !ok || !s.has(period) {
 			s.equal = false
 		}

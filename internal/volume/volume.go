@@ -262,6 +262,9 @@ func (v *Volume) check(r *block.Request) error {
 	if r.Op == block.OpFlush {
 		return nil
 	}
+	if v.rec.ReadOnly != nil && r.Op.Changes() {
+		return syscall.EROFS
+	}
 	if r.Off < 0 || r.Len <= 0 || r.Off%block.Size != 0 || r.Len%block.Size != 0 || r.Off > v.size-r.Len {
 		return syscall.EINVAL
 	}
@@ -277,7 +280,7 @@ func (v *Volume) Update(rec spec.Volume, rev meta.Rev) {
 		return
 	}
 	v.rec, v.rev = rec, rev
-	if rec.State.Term > v.term {
+	if rec.State.Term != v.term { // a lower one: the metadata was recovered, without counting this attachment
 		v.lose(fmt.Errorf("%w (term %d at node %q)", repl.ErrLost, rec.State.Term, rec.State.Node))
 		return
 	}

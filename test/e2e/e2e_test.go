@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"syscall"
 	"testing"
 	"time"
@@ -37,7 +38,11 @@ func runTests(m *testing.M) (code int) {
 	say := func(format string, args ...any) {
 		fmt.Printf("%6.1f s  %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
 	}
-	s, err := up(ctx, options{dir: defaultDir, binary: binary, say: say})
+	o := options{dir: cluster.DefaultDir(), binary: binary, say: say}
+	if chosen, err := regexp.MatchString(flag.Lookup("test.run").Value.String(), "TestSnapshots"); err != nil || chosen {
+		o.more = []string{"csi-snapshotter", "snapshot-controller"}
+	}
+	s, err := up(ctx, o)
 	if err == nil {
 		shared = s
 		interrupted := context.AfterFunc(ctx, func() {

@@ -90,7 +90,7 @@ func (s *setup) serverPod(ctx context.Context, node string) (string, error) {
 		return "", err
 	}
 	for _, p := range list.Items {
-		if p.ready() && p.Metadata.DeletionTimestamp == "" && s.nodeReady(ctx, p.Spec.NodeName) {
+		if _, off := s.off.Load(p.Spec.NodeName); !off && p.ready() && p.Metadata.DeletionTimestamp == "" && s.nodeReady(ctx, p.Spec.NodeName) {
 			return p.Metadata.Name, nil
 		}
 	}

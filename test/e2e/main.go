@@ -20,14 +20,11 @@ import (
 	"keelson.io/keelson/test/e2e/cluster"
 )
 
-// defaultDir is on the disk: images and pools are large.
-const defaultDir = "/var/tmp/keelson-e2e"
-
 func main() {
 	cluster.Init()
 	keep := flag.Bool("keep", false, "keep the cluster until this is interrupted")
 	remove := flag.Bool("down", false, "remove what a cluster left that was killed")
-	dir := flag.String("dir", defaultDir, "where the cluster's files are")
+	dir := flag.String("dir", cluster.DefaultDir(), "where the cluster's files are")
 	binary := flag.String("binary", "bin/keelson", "the program that is tested")
 	flag.Parse()
 	if err := run(*dir, *binary, *keep, *remove); err != nil {

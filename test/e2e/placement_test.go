@@ -22,12 +22,13 @@ func inRack(pod, claim, rack string) string {
 // The same with a class that waits for the first pod.
 func TestAllowedTopologies(t *testing.T) {
 	s := newSpace(t, "racks", 6*time.Minute)
+	n1, n2 := s.Nodes[0].Name, s.Nodes[1].Name
 	s.in("apply", "-f", "testdata/000-example-class.yaml")
 	t.Cleanup(func() { s.deleteClass("example") })
 	s.apply(claim("data", "example", "1Gi") + user("app", "data"))
 	s.ready(90*time.Second, "app")
-	s.copiesIn("data", "n1", "n2")
-	if p, err := s.pod("app"); err != nil || p.Spec.NodeName == "n3" {
+	s.copiesIn("data", n1, n2)
+	if p, err := s.pod("app"); err != nil || p.Spec.NodeName == s.Nodes[2].Name {
 		t.Errorf("the pod runs in rack-2: %+v, %v", p, err)
 	}
 
@@ -38,7 +39,7 @@ provisioner: csi.keelson.io
 parameters: {replicas: "1"}
 volumeBindingMode: WaitForFirstConsumer
 allowedTopologies:
-- matchLabelExpressions: [{key: topology.keelson.io/node, values: [n1, n2]}]
+- matchLabelExpressions: [{key: topology.keelson.io/node, values: [` + n1 + ", " + n2 + `]}]
 `)
 	t.Cleanup(func() { s.deleteClass("one-rack") })
 	s.apply(claim("waits", "one-rack", "1Gi") + claim("never", "one-rack", "1Gi"))
@@ -48,7 +49,7 @@ allowedTopologies:
 	}
 	s.apply(inRack("second", "waits", "rack-1") + "---\n" + inRack("nowhere", "never", "rack-2"))
 	s.ready(90*time.Second, "second")
-	s.copiesIn("waits", "n2")
+	s.copiesIn("waits", n2)
 	s.await(60*time.Second, "the reason of a pod that can't be placed", func() error {
 		out := s.in("get", "events", "-o", `jsonpath={range .items[?(@.involvedObject.name=="nowhere")]}{.reason}: {.message}{"\n"}{end}`)
 		if !strings.Contains(out, "FailedScheduling") {

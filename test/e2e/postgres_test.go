@@ -21,7 +21,7 @@ func TestPostgresFollowsItsVolume(t *testing.T) {
 	s.useClass("002-storage-class.yaml", "portworx-replicated")
 	s.applyFile("002-postgres.yaml")
 	s.ready(90*time.Second, "postgres-0")
-	s.await(30*time.Second, "PostgreSQL", func() error {
+	s.await(2*time.Minute, "PostgreSQL", func() error {
 		_, err := s.Kubectl(s.ctx, "-n", s.name, "exec", "postgres-0", "--", "psql", "-U", "postgres", "-c", "select 1")
 		return err
 	})
@@ -149,7 +149,11 @@ func (s *space) cut(n *cluster.Node) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.t.Cleanup(func() { _, _ = n.Run(context.Background(), "iptables -F OUTPUT; iptables -F FORWARD") })
+	s.off.Store(n.Name, true)
+	s.t.Cleanup(func() {
+		_, _ = n.Run(context.Background(), "iptables -F OUTPUT; iptables -F FORWARD")
+		s.off.Delete(n.Name)
+	})
 }
 
 // heal undoes cut as the exercise does.
@@ -158,6 +162,7 @@ func (s *space) heal(n *cluster.Node) {
 	if _, err := n.Run(s.ctx, "iptables -D OUTPUT 2; iptables -D FORWARD -j DROP"); err != nil {
 		s.t.Fatal(err)
 	}
+	s.off.Delete(n.Name)
 	s.t.Logf("%s is connected again", n.Name)
 }
 

@@ -7,9 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"keelson.io/keelson/hack/kube/binaries"
 	"keelson.io/keelson/test/e2e/cluster"
@@ -23,12 +26,15 @@ type setup struct {
 	cache  string
 	binary string // of Keelson
 	say    func(format string, args ...any)
+	// off are the names of nodes that are cut off: Kubernetes takes a while to notice.
+	off sync.Map
 }
 
 // options say what is set up.
 type options struct {
 	dir    string
 	binary string
+	more   []string // programs that are built only when they are needed
 	say    func(format string, args ...any)
 }
 
@@ -43,23 +49,7 @@ func up(ctx context.Context, o options) (*setup, error) {
 	}
 	s := &setup{cache: cache, binary: o.binary, say: o.say}
 	began := time.Now()
-	if err := binaries.Build(ctx, cache, nil, func(text string) { o.say("%s", text) }); err != nil {
-		return nil, err
-	}
-	programs, _ := binaries.Find(cache)
-	tools, err := s.tools(ctx)
-	if err != nil {
-		return nil, err
-	}
-	archives, err := s.images(ctx, programs)
-	if err != nil {
-		return nil, err
-	}
-	store, err := cluster.Store(ctx, tools, cache, archives)
-	if err != nil {
-		return nil, err
-	}
-	own, err := s.keelsonImage(ctx, keelsonTag)
+	programs, tools, store, err := s.prepare(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -68,10 +58,47 @@ func up(ctx context.Context, o options) (*setup, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.importAll(ctx, own); err != nil {
+	own, err := s.keelsonImage(ctx, keelsonTag)
+	if err == nil {
+		err = s.importAll(ctx, own)
+	}
+	if err != nil {
 		return nil, errors.Join(err, s.Down())
 	}
 	return s, nil
+}
+
+// prepare makes what isn't in the cache; nobody else does at the same time.
+func (s *setup) prepare(ctx context.Context, o options) (programs binaries.Set, tools, store string, err error) {
+	if err := os.MkdirAll(s.cache, 0o755); err != nil {
+		return nil, "", "", err
+	}
+	lock, err := os.OpenFile(filepath.Join(s.cache, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, "", "", err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return nil, "", "", err
+	}
+	tell := func(text string) { o.say("%s", text) }
+	if err := binaries.Build(ctx, s.cache, nil, tell); err != nil {
+		return nil, "", "", err
+	}
+	if len(o.more) > 0 {
+		if err := binaries.Build(ctx, s.cache, o.more, tell); err != nil {
+			return nil, "", "", err
+		}
+	}
+	programs, _ = binaries.Find(s.cache)
+	if tools, err = s.tools(ctx); err != nil {
+		return nil, "", "", err
+	}
+	archives, err := s.images(ctx, programs)
+	if err == nil {
+		store, err = cluster.Store(ctx, tools, s.cache, archives)
+	}
+	return programs, tools, store, err
 }
 
 // tools unpacks what nodes run, once.
@@ -106,6 +133,7 @@ func (s *setup) images(ctx context.Context, programs binaries.Set) ([]string, er
 	const sidecars = "registry.k8s.io/sig-storage/"
 	recipes := []image.Recipe{
 		image.Pause(), image.Shell(image.Busybox, "sh"), image.Shell(image.Nginx, "sleep", "1000000"), image.PostgreSQL(), image.RedisServer(),
+		image.WebServer(), image.MariaDBServer(),
 		image.Program(sidecars+"csi-provisioner:v6.3.0", programs["csi-provisioner"]),
 		image.Program(sidecars+"csi-resizer:v2.3.0", programs["csi-resizer"]),
 		image.Program("registry.k8s.io/kube-scheduler:"+binaries.KubernetesVersion, programs["kube-scheduler"]),
@@ -123,12 +151,18 @@ func (s *setup) images(ctx context.Context, programs binaries.Set) ([]string, er
 		}
 		archives = append(archives, a)
 	}
-	return archives, nil
+	kept, err := filepath.Glob(filepath.Join(s.cache, "image", "*.tar"))
+	for _, a := range kept { // of recipes that there aren't any more
+		if !slices.Contains(archives, a) {
+			err = errors.Join(err, os.Remove(a))
+		}
+	}
+	return archives, err
 }
 
-// keelsonImage makes Keelson's image as `make image` does.
+// keelsonImage makes Keelson's image as `make image` does. It isn't kept: the program is another one each time.
 func (s *setup) keelsonImage(ctx context.Context, tag string) (string, error) {
-	archive := filepath.Join(s.cache, "keelson-"+tag+".tar")
+	archive := filepath.Join(s.Dir(), "keelson-"+tag+".tar")
 	cmd := exec.CommandContext(ctx, "go", "run", "keelson.io/keelson/hack/image", "-binary", s.binary, "-name", keelsonRepository, "-version", tag, "-out", archive)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("make Keelson's image: %w: %s", err, out)

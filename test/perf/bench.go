@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,9 +22,15 @@ type bench struct {
 	pool   string // directory on n1 where its pool is mounted
 }
 
-const labName = "bench"
+// labName is another one if KEELSON_BENCH_LAB names one, so that two can be measured.
+var labName = cmp.Or(os.Getenv("KEELSON_BENCH_LAB"), "bench")
 
 func openBench(ctx context.Context, binary string, m mode, plain bool, r *report) (*bench, error) {
+	return openBenchOn(ctx, binary, m, plain, r, (*bench).addPool)
+}
+
+// openBenchOn is openBench with pools that addPool makes.
+func openBenchOn(ctx context.Context, binary string, m mode, plain bool, r *report, addPool func(*bench, context.Context, string) error) (*bench, error) {
 	if err := closeLab(); err != nil {
 		return nil, err
 	}
@@ -33,7 +40,7 @@ func openBench(ctx context.Context, binary string, m mode, plain bool, r *report
 	}
 	b := &bench{lab: l, mode: m, plain: plain, report: r}
 	for _, n := range []string{"n1", "n2"} {
-		if err := b.addPool(ctx, n); err != nil {
+		if err := addPool(b, ctx, n); err != nil {
 			return nil, err
 		}
 	}

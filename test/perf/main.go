@@ -28,7 +28,7 @@ func main() {
 	out := flag.String("out", "dist/bench.json", "where the figures go, as JSON")
 	base := flag.String("baseline", "test/perf/baseline.json", "recorded figures to compare with")
 	record := flag.Bool("record", false, "make this run the baseline")
-	only := flag.String("only", "", "only these, with commas between: io, plain, pgbench, rejoin, idle, failover, leak")
+	only := flag.String("only", "", "only these, with commas between: io, plain, pgbench, rejoin, idle, limits, snapshots, failover, leak")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
@@ -101,6 +101,7 @@ func parts(binary string, m mode, r *report) []part {
 		{"rejoin", in(false, (*bench).rejoin)},
 		{"idle", in(false, (*bench).idle)},
 		{"limits", in(false, (*bench).limits)},
+		{"snapshots", func(ctx context.Context) error { return snapshots(ctx, binary, m, r) }},
 		{"failover", func(ctx context.Context) error { return failover(ctx, r) }},
 		{"leak", func(ctx context.Context) error {
 			if !m.leak {

@@ -282,7 +282,7 @@ func (g *guest) reissue(chosen func(blk int) bool) {
 			}
 		}
 		if r.op == block.OpFlush || r.op == block.OpRead {
-			r.call = h.clock
+			r.call = *h.clock
 		}
 	}
 }

@@ -26,6 +26,7 @@ type params struct {
 	drift       float64
 	ioLatency   sim.Latency
 	snapAlways  bool // whatever the seed says, snapshots are taken
+	groupAlways bool // and of several volumes at one moment
 	growAlways  bool // whatever the seed says, volumes grow
 }
 
@@ -61,6 +62,8 @@ type cluster struct {
 	ambushes []ambush
 	script   func(c *cluster) // a directed run's faults
 	counts   map[string]int
+	clock    int64 // of the histories
+	groups   groups
 	matrix   [faultKinds][phases]int // what went wrong when
 	err      error                   // the first violation
 }

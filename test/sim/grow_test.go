@@ -50,7 +50,7 @@ func (c *cluster) grow() {
 	c.w.After(time.Second+time.Duration(c.w.Rand().Int64N(int64(5*time.Second))), "grow", c.grow)
 	for _, v := range c.vols {
 		next := cloneRecord(v.rec)
-		if c.s.down || len(v.sizes) == 0 || v.finished || v.rec.Growth.To != 0 || v.rec.Size >= v.full() || !c.faulty {
+		if c.s.down || len(v.sizes) == 0 || v.finished || v.rec.Growth.To != 0 || v.rec.Restore != nil || v.rec.Size >= v.full() || !c.faulty {
 			continue
 		}
 		for _, size := range v.sizes {

@@ -89,7 +89,7 @@ func (g *guest) client(readShare float64) {
 		return
 	}
 	again := func() { g.c.w.After(g.v.takeTime(), "client", func() { g.client(readShare) }) }
-	if g.vol == nil || g.c.err != nil {
+	if g.vol == nil || g.c.err != nil || g.v.snaps.restoring != nil {
 		again()
 		return
 	}

@@ -66,7 +66,7 @@ const maxMaybe = 100
 // history records what clients did to a volume, and judges it.
 type history struct {
 	salt     uint64 // of the volume: a block of another one is told apart
-	clock    int64
+	clock    *int64 // of all volumes
 	blocks   []blockHistory
 	lastID   uint64
 	torn     map[uint64][]uint64 // the writes that a torn value mixes
@@ -84,8 +84,8 @@ type history struct {
 	undecided int
 }
 
-func newHistory(blocks int, salt uint64) *history {
-	h := &history{salt: salt * 0xd1342543de82ef95, blocks: make([]blockHistory, blocks), torn: map[uint64][]uint64{}}
+func newHistory(blocks int, salt uint64, clock *int64) *history {
+	h := &history{clock: clock, salt: salt * 0xd1342543de82ef95, blocks: make([]blockHistory, blocks), torn: map[uint64][]uint64{}}
 	segs := make([]segment, blocks)
 	for i := range h.blocks {
 		b := &h.blocks[i]
@@ -96,8 +96,8 @@ func newHistory(blocks int, salt uint64) *history {
 }
 
 func (h *history) tick() int64 {
-	h.clock++
-	return h.clock
+	*h.clock++
+	return *h.clock
 }
 
 const sector = 512
@@ -186,7 +186,7 @@ func (h *history) mayHold(p []byte, blk int) bool {
 
 // begin records the call of a write.
 func (h *history) begin(blk int, val uint64, fua bool, term uint64) *hop {
-	op := &hop{write: true, val: val, call: h.clock, ret: never, fua: fua, term: term}
+	op := &hop{write: true, val: val, call: *h.clock, ret: never, fua: fua, term: term}
 	b := &h.blocks[blk]
 	b.open++
 	if len(b.maybe) == 0 {
@@ -210,9 +210,9 @@ func (h *history) wrote(blk int, op *hop, failed bool) {
 		b.sure = false
 		return
 	}
-	op.acked, op.ret = true, min(op.ret, h.clock)
+	op.acked, op.ret = true, min(op.ret, *h.clock)
 	b.sure = b.open == 0 && b.lastRet < op.call
-	b.lastRet, b.last = h.clock, op.val
+	b.lastRet, b.last = *h.clock, op.val
 	if b.sure {
 		b.known, b.maybe = true, append(b.maybe[:0], op.val)
 	}
@@ -233,7 +233,7 @@ func (h *history) read(blk int, call int64, p []byte) error {
 	if v&tornBit != 0 && seg.allowed == nil {
 		return fmt.Errorf("block %d: torn: its sectors are of writes %v", blk, h.torn[v])
 	}
-	seg.ops = append(seg.ops, &hop{val: v, call: call, ret: h.clock})
+	seg.ops = append(seg.ops, &hop{val: v, call: call, ret: *h.clock})
 	return nil
 }
 
@@ -244,7 +244,7 @@ func (h *history) served(term uint64) {
 		switch {
 		case op.acked:
 		case op.term < term && op.val != 0:
-			op.ret = h.clock
+			op.ret = *h.clock
 		default:
 			kept = append(kept, op)
 		}

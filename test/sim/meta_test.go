@@ -52,6 +52,7 @@ func (s *store) tick() {
 		}
 		s.tell(n)
 		s.tellGrowth(n)
+		s.tellGroups(n)
 	}
 	for _, v := range s.c.vols {
 		if n := s.c.node(v.rec.State.Node); n != nil && s.leaseAlive(n.name) != v.leased {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"keelson.io/keelson/internal/aio/sim"
@@ -210,6 +211,7 @@ func (e *engine) attached(v *vol, rec spec.Volume, rev meta.Rev, prev repl.Prev)
 		Lost:            func(err error) { e.lost(v, vol) },
 	})
 	e.atts[v.i].vol = vol
+	vol.SetGroups(slices.Clone(c.groups.list))
 	g := n.guests[v.i]
 	if g != nil && (g.stopped || g.term+1 != term && !invariant.Mutant("resend-in-any-term")) {
 		// Another node had the volume in between: what the guest still waits for fails.

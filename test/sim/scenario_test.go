@@ -185,7 +185,7 @@ func TestDamageOfTheOnlyCopy(t *testing.T) {
 			h := v.holder()
 			with, _ := v.copiesOf()
 			away := others(with, h)[0]
-			since := v.hist.clock
+			since := *v.hist.clock
 			c.isolateFor(away, 7*time.Second)
 			c.w.After(6*time.Second, "no more writes", func() { v.readOnly = true })
 			c.w.After(6500*time.Millisecond, "damage", func() { v.damage(h, since, 3) })

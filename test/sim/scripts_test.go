@@ -257,8 +257,8 @@ func (c *cluster) slowWrites() {
 func (c *cluster) rottenSource() {
 	v := c.vols[0]
 	v.readOnly = true
-	before := v.hist.clock
-	c.w.After(2*time.Second, "a few writes", func() { v.readOnly, before = false, v.hist.clock })
+	before := *v.hist.clock
+	c.w.After(2*time.Second, "a few writes", func() { v.readOnly, before = false, *v.hist.clock })
 	c.w.After(2010*time.Millisecond+c.upTo(10*time.Millisecond), "rot", func() {
 		if !c.faulty || !v.settled() {
 			v.readOnly = false

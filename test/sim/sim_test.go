@@ -59,6 +59,9 @@ func (c *cluster) run() (err error) {
 	if c.snapshots() {
 		c.w.After(2*time.Second, "snapshots", c.snap)
 	}
+	if c.grouped() {
+		c.w.After(2*time.Second, "groups", c.group)
+	}
 	if c.limited() {
 		c.w.After(time.Second, "limits", c.limit)
 	}

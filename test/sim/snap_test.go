@@ -28,6 +28,8 @@ type snapsOf struct {
 	next  int
 	known map[string]*knownSnap
 	jobs  int
+	// restoring is set from when a restore is asked for until the record says that it is done: meanwhile clients wait.
+	restoring *restoring
 }
 
 // knownSnap is one snapshot: when it was asked for and recorded, by the history's clock, and what it holds, by block.
@@ -36,23 +38,26 @@ type knownSnap struct {
 	asked  int64
 	period uint64
 	held   map[int]uint64
+	// It is what the volume held at a moment from from to to, by what was written first and last.
+	from, to    int64
+	first, last *hop
 }
 
-// snap asks for snapshots, deletions and clones, whatever happens meanwhile.
+// snap asks for snapshots, deletions, clones and restores, whatever happens meanwhile.
 func (c *cluster) snap() {
 	rng := c.w.Rand()
 	c.w.After(c.upTo(1500*time.Millisecond)+100*time.Millisecond, "snapshots", c.snap)
 	for _, v := range c.vols {
-		if c.s.down || v.finished {
+		if c.s.down || v.finished || v.rec.Restore != nil {
 			continue
 		}
 		next := cloneRecord(v.rec)
 		if len(next.Clones) > 0 && next.Clones[0].Stale(&next) {
 			next.Clones = nil // the leader makes another
 		}
-		k := rng.IntN(6)
+		k := rng.IntN(7)
 		if !c.faulty {
-			k = 6
+			k = 7
 		}
 		switch {
 		case k < 3 && len(next.Snapshots) < 6:
@@ -79,6 +84,10 @@ func (c *cluster) snap() {
 			}
 			v.snaps.jobs++
 			next.Clones = append(next.Clones, v.cloneJob(x))
+		case k == 6 && len(next.Snapshots) > 0 && len(next.Clones) == 0:
+			if !v.snaps.askRestore(&next) {
+				continue
+			}
 		default:
 			if len(next.Clones) == len(v.rec.Clones) {
 				continue
@@ -106,6 +115,9 @@ func (v *vol) cloneJob(x spec.Snapshot) spec.CloneJob {
 func (s *snapsOf) recorded(prev, next spec.Volume) {
 	if len(next.Snapshots)+len(prev.Snapshots) == 0 {
 		return
+	}
+	if prev.Restore != nil && next.Restore == nil {
+		s.restored()
 	}
 	for _, x := range next.Snapshots {
 		if k := s.known[x.ID]; x.State == spec.SnapshotReady && k != nil && k.period == 0 {
@@ -204,6 +216,7 @@ func (s *snapsOf) judge(x *knownSnap, size int64) {
 			to, last = gone, ops[1]
 		}
 	}
+	x.from, x.to, x.first, x.last = from, to, first, last
 	if from > to && v.c.err == nil {
 		v.c.fail("snapshot %s, asked for at %d, is no cut: it has %+v and not %+v", x.id, x.asked, first, last)
 	}
@@ -286,14 +299,14 @@ func (s *snapsOf) cloned(j spec.CloneJob) {
 }
 
 // settledSnaps reports whether nothing that was asked for is left to do.
-func (s *snapsOf) settled() bool { return !s.v.rec.SnapshotWork() }
+func (s *snapsOf) settled() bool { return !s.v.rec.SnapshotWork() && len(s.v.c.groups.list) == 0 }
 
 var (
 	snapBase  = flag.Uint64("snap-base", 1, "the first seed of TestSnapshots")
 	snapSeeds = flag.Uint64("snap-seeds", 30, "how many runs TestSnapshots plays")
 )
 
-// TestSnapshots plays runs in which snapshots are taken, deleted and cloned while everything goes wrong.
+// TestSnapshots plays runs in which snapshots are taken, deleted, cloned and restored while everything goes wrong.
 func TestSnapshots(t *testing.T) {
 	counts := map[string]int{}
 	for seed := *snapBase; seed < *snapBase+*snapSeeds; seed++ {
@@ -302,7 +315,7 @@ func TestSnapshots(t *testing.T) {
 		}
 	}
 	t.Log(counts)
-	for name, each := range map[string]float64{"snapshots": 4, "snapshots deleted": 2, "clones": 0.4} {
+	for name, each := range map[string]float64{"snapshots": 4, "snapshots deleted": 2, "clones": 0.4, "restores": 0.2} {
 		if least := int(each * float64(*snapSeeds)); counts[name] < least {
 			t.Errorf("%s: %d, want %d at least: the test shows too little", name, counts[name], least)
 		}

@@ -50,7 +50,7 @@ func (c *cluster) newVolume(rng *rand.Rand, i int, p volParams) *vol {
 	}
 	v.snaps.v = v
 	v.growSteps()
-	v.hist = newHistory(int(v.full()/block.Size), uint64(i))
+	v.hist = newHistory(int(v.full()/block.Size), uint64(i), &c.clock)
 	v.rec = spec.Volume{ID: fmt.Sprintf("%016x", 0xaa+i), Name: fmt.Sprintf("vol%d", i), Size: v.size, Replicas: v.replicas, Columns: v.columns}
 	for k := range v.columns {
 		var col spec.Column

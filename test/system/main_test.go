@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -14,8 +15,14 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	labtest.Main(m, lab.Config{Name: labtest.Name(""), Nodes: 3, Zones: 3, PoolSize: "20Gi"})
+	labtest.Main(m, lab.Config{
+		Name: labtest.Name(""), Nodes: 3, Zones: 3, PoolSize: "20Gi",
+		Settings: map[string]any{"encryption": map[string]any{"provider": "file", "keyDir": keyDir()}},
+	})
 }
+
+// keyDir is where all nodes look for wrapping keys.
+func keyDir() string { return filepath.Join(lab.Dir(labtest.Name("")), "keys") }
 
 // cluster is a lab as a test sees it.
 type cluster struct {

@@ -12,6 +12,25 @@ log:
 engine:
   shards: {{ .Values.engine.shards | int }}
   encryption: {{ .Values.engine.encryption }}
+{{- with .Values.encryption }}
+{{- if .provider }}
+{{- if and (eq .provider "file") (not .secretName) }}
+{{- fail "encryption.secretName: not set, but encryption.provider is file; set it to the Secret with the wrapping keys" }}
+{{- end }}
+{{- if and (eq .provider "kms") (not .kms.socketDir) }}
+{{- fail "encryption.kms.socketDir: not set, but encryption.provider is kms; set it to the directory of the KMS plugin's socket" }}
+{{- end }}
+encryption:
+  provider: {{ .provider }}
+  {{- if .secretName }}
+  keyDir: /etc/keelson-keys
+  {{- end }}
+  {{- if .kms.socketDir }}
+  kms:
+    endpoint: unix://{{ .kms.socketDir }}/{{ .kms.socket }}
+  {{- end }}
+{{- end }}
+{{- end }}
 {{- with .Values.metadata.endpoints }}
 metadata:
   endpoints:

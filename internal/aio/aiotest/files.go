@@ -142,6 +142,10 @@ func testFileClone(s *suite) {
 	s.same(b[512<<10:], want[512<<10:], "a source whose clone was changed")
 	s.read(dst, b, 0)
 	s.same(b, patterned(size, 4), "what lies beside a clone")
+	_, err = s.op("settling", func(op *aio.Op) { src.Settle(op) })
+	s.must(err)
+	s.read(src, b, at)
+	s.same(b[512<<10:], want[512<<10:], "a source that was settled")
 	if _, err := s.op("a clone of what isn't there", func(op *aio.Op) { dst.Clone(op, src, at, 2*size) }); err == nil {
 		s.Fatal("a clone went over the end of its source")
 	}

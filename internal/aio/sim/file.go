@@ -21,10 +21,11 @@ const (
 	ioPunch
 	ioZero
 	ioClone
+	ioSettle
 )
 
 func (k ioKind) String() string {
-	return [...]string{"read", "write", "write-sync", "sync", "punch", "zero", "clone"}[k]
+	return [...]string{"read", "write", "write-sync", "sync", "punch", "zero", "clone", "settle"}[k]
 }
 
 // ioOp is an operation on a file in flight: submitted, then in effect, then answered.
@@ -74,6 +75,9 @@ func (f *file) Punch(op *aio.Op, off, n int64) {
 func (f *file) Zero(op *aio.Op, off, n int64) {
 	f.start(&ioOp{kind: ioZero, op: op, off: off, n: n})
 }
+
+// Settle implements aio.File: it takes its time, and changes nothing.
+func (f *file) Settle(op *aio.Op) { f.start(&ioOp{kind: ioSettle, op: op}) }
 
 func (f *file) Clone(op *aio.Op, src aio.File, off, n int64) {
 	f.start(&ioOp{kind: ioClone, op: op, src: src.(*file).ino, off: off, n: n})
@@ -169,6 +173,7 @@ func (io *ioOp) effect() {
 		}
 	}
 	switch io.kind {
+	case ioSettle:
 	case ioRead:
 		io.res, io.err = f.read(io.mem, io.off)
 	case ioSync:

@@ -902,6 +902,7 @@ func (x *RenewCertificateRequest) GetCsr() []byte {
 type RenewCertificateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	CertPem       []byte                 `protobuf:"bytes,1,opt,name=cert_pem,json=certPem,proto3" json:"cert_pem,omitempty"`
+	CaKeyPem      []byte                 `protobuf:"bytes,2,opt,name=ca_key_pem,json=caKeyPem,proto3" json:"ca_key_pem,omitempty"` // only for a node that is called to hold the metadata
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -939,6 +940,13 @@ func (*RenewCertificateResponse) Descriptor() ([]byte, []int) {
 func (x *RenewCertificateResponse) GetCertPem() []byte {
 	if x != nil {
 		return x.CertPem
+	}
+	return nil
+}
+
+func (x *RenewCertificateResponse) GetCaKeyPem() []byte {
+	if x != nil {
+		return x.CaKeyPem
 	}
 	return nil
 }
@@ -1916,7 +1924,9 @@ type CreateVolumeRequest struct {
 	// Set if the volume is made to copy an image into.
 	Import *Import `protobuf:"bytes,43,opt,name=import,proto3" json:"import,omitempty"`
 	// Set for a volume that lives as long as a pod.
-	Ephemeral     *Ephemeral `protobuf:"bytes,60,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	Ephemeral *Ephemeral `protobuf:"bytes,60,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	// Its data is encrypted on all copies.
+	Encrypt       bool `protobuf:"varint,100,opt,name=encrypt,proto3" json:"encrypt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2047,6 +2057,13 @@ func (x *CreateVolumeRequest) GetEphemeral() *Ephemeral {
 		return x.Ephemeral
 	}
 	return nil
+}
+
+func (x *CreateVolumeRequest) GetEncrypt() bool {
+	if x != nil {
+		return x.Encrypt
+	}
+	return false
 }
 
 type ListVolumesRequest struct {
@@ -2749,9 +2766,11 @@ const file_keelson_v1_api_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x17\n" +
 	"\x15PromoteMemberResponse\"+\n" +
 	"\x17RenewCertificateRequest\x12\x10\n" +
-	"\x03csr\x18\x01 \x01(\fR\x03csr\"5\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"S\n" +
 	"\x18RenewCertificateResponse\x12\x19\n" +
-	"\bcert_pem\x18\x01 \x01(\fR\acertPem\"\x12\n" +
+	"\bcert_pem\x18\x01 \x01(\fR\acertPem\x12\x1c\n" +
+	"\n" +
+	"ca_key_pem\x18\x02 \x01(\fR\bcaKeyPem\"\x12\n" +
 	"\x10ListNodesRequest\";\n" +
 	"\x11ListNodesResponse\x12&\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x10.keelson.v1.NodeR\x05nodes\"$\n" +
@@ -2822,7 +2841,7 @@ const file_keelson_v1_api_proto_rawDesc = "" +
 	"\x11ListPoolsResponse\x12&\n" +
 	"\x05pools\x18\x01 \x03(\v2\x10.keelson.v1.PoolR\x05pools\" \n" +
 	"\x0eGetPoolRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x89\x05\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xa3\x05\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x1a\n" +
@@ -2839,7 +2858,8 @@ const file_keelson_v1_api_proto_rawDesc = "" +
 	"\n" +
 	"trim_every\x18* \x01(\v2\x19.google.protobuf.DurationR\ttrimEvery\x12*\n" +
 	"\x06import\x18+ \x01(\v2\x12.keelson.v1.ImportR\x06import\x123\n" +
-	"\tephemeral\x18< \x01(\v2\x15.keelson.v1.EphemeralR\tephemeral\x1a?\n" +
+	"\tephemeral\x18< \x01(\v2\x15.keelson.v1.EphemeralR\tephemeral\x12\x18\n" +
+	"\aencrypt\x18d \x01(\bR\aencrypt\x1a?\n" +
 	"\x11NodeSelectorEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x14\n" +

@@ -46,7 +46,9 @@ type Node struct {
 	// Problem says what is wrong with the node, in words; "" if nothing is.
 	Problem string `protobuf:"bytes,14,opt,name=problem,proto3" json:"problem,omitempty"`
 	// drain or decommission; "" if there is none.
-	Upkeep        string `protobuf:"bytes,80,opt,name=upkeep,proto3" json:"upkeep,omitempty"`
+	Upkeep string `protobuf:"bytes,80,opt,name=upkeep,proto3" json:"upkeep,omitempty"`
+	// The node is cordoned in Kubernetes: it gets no replicas, as if it were cordoned.
+	Unschedulable bool `protobuf:"varint,81,opt,name=unschedulable,proto3" json:"unschedulable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -184,6 +186,13 @@ func (x *Node) GetUpkeep() string {
 		return x.Upkeep
 	}
 	return ""
+}
+
+func (x *Node) GetUnschedulable() bool {
+	if x != nil {
+		return x.Unschedulable
+	}
+	return false
 }
 
 // Pool is a file system of a node that holds replicas.
@@ -382,8 +391,10 @@ type Volume struct {
 	Preparing        string `protobuf:"bytes,61,opt,name=preparing,proto3" json:"preparing,omitempty"`
 	SnapshotCount    int32  `protobuf:"varint,62,opt,name=snapshot_count,json=snapshotCount,proto3" json:"snapshot_count,omitempty"`
 	SnapshotSchedule string `protobuf:"bytes,63,opt,name=snapshot_schedule,json=snapshotSchedule,proto3" json:"snapshot_schedule,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Not set if its copies hold what was written as it is.
+	Encryption    *Encryption `protobuf:"bytes,100,opt,name=encryption,proto3" json:"encryption,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Volume) Reset() {
@@ -610,6 +621,13 @@ func (x *Volume) GetSnapshotSchedule() string {
 		return x.SnapshotSchedule
 	}
 	return ""
+}
+
+func (x *Volume) GetEncryption() *Encryption {
+	if x != nil {
+		return x.Encryption
+	}
+	return nil
 }
 
 // TopologyTerm is met by a node that has all of these: labels, or topology.keelson.io/node and topology.keelson.io/zone.
@@ -1015,7 +1033,7 @@ var File_keelson_v1_nouns_proto protoreflect.FileDescriptor
 const file_keelson_v1_nouns_proto_rawDesc = "" +
 	"\n" +
 	"\x16keelson/v1/nouns.proto\x12\n" +
-	"keelson.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1akeelson/v1/ephemeral.proto\x1a\x17keelson/v1/policy.proto\x1a\x16keelson/v1/scrub.proto\"\xe3\x03\n" +
+	"keelson.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bkeelson/v1/encryption.proto\x1a\x1akeelson/v1/ephemeral.proto\x1a\x17keelson/v1/policy.proto\x1a\x16keelson/v1/scrub.proto\"\x89\x04\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
@@ -1033,7 +1051,8 @@ const file_keelson_v1_nouns_proto_rawDesc = "" +
 	"\x05alive\x18\f \x01(\bR\x05alive\x12\x16\n" +
 	"\x06leader\x18\r \x01(\bR\x06leader\x12\x18\n" +
 	"\aproblem\x18\x0e \x01(\tR\aproblem\x12\x16\n" +
-	"\x06upkeep\x18P \x01(\tR\x06upkeep\x1a9\n" +
+	"\x06upkeep\x18P \x01(\tR\x06upkeep\x12$\n" +
+	"\runschedulable\x18Q \x01(\bR\runschedulable\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe5\x03\n" +
@@ -1056,7 +1075,7 @@ const file_keelson_v1_nouns_proto_rawDesc = "" +
 	"\bdraining\x18P \x01(\bR\bdraining\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xac\b\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\b\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -1088,7 +1107,10 @@ const file_keelson_v1_nouns_proto_rawDesc = "" +
 	"growing_to\x18P \x01(\x03R\tgrowingTo\x12\x1c\n" +
 	"\tpreparing\x18= \x01(\tR\tpreparing\x12%\n" +
 	"\x0esnapshot_count\x18> \x01(\x05R\rsnapshotCount\x12+\n" +
-	"\x11snapshot_schedule\x18? \x01(\tR\x10snapshotSchedule\x1a?\n" +
+	"\x11snapshot_schedule\x18? \x01(\tR\x10snapshotSchedule\x126\n" +
+	"\n" +
+	"encryption\x18d \x01(\v2\x16.keelson.v1.EncryptionR\n" +
+	"encryption\x1a?\n" +
 	"\x11NodeSelectorEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8f\x01\n" +
@@ -1164,7 +1186,8 @@ var file_keelson_v1_nouns_proto_goTypes = []any{
 	(*Trim)(nil),                  // 16: keelson.v1.Trim
 	(*Import)(nil),                // 17: keelson.v1.Import
 	(*Ephemeral)(nil),             // 18: keelson.v1.Ephemeral
-	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(*Encryption)(nil),            // 19: keelson.v1.Encryption
+	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
 }
 var file_keelson_v1_nouns_proto_depIdxs = []int32{
 	8,  // 0: keelson.v1.Node.labels:type_name -> keelson.v1.Node.LabelsEntry
@@ -1181,19 +1204,20 @@ var file_keelson_v1_nouns_proto_depIdxs = []int32{
 	16, // 11: keelson.v1.Volume.trim:type_name -> keelson.v1.Trim
 	17, // 12: keelson.v1.Volume.import:type_name -> keelson.v1.Import
 	18, // 13: keelson.v1.Volume.ephemeral:type_name -> keelson.v1.Ephemeral
-	11, // 14: keelson.v1.TopologyTerm.segments:type_name -> keelson.v1.TopologyTerm.SegmentsEntry
-	5,  // 15: keelson.v1.Column.members:type_name -> keelson.v1.Member
-	12, // 16: keelson.v1.Member.since:type_name -> google.protobuf.Timestamp
-	12, // 17: keelson.v1.Token.created:type_name -> google.protobuf.Timestamp
-	12, // 18: keelson.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	19, // 19: keelson.v1.Settings.rebuild_after:type_name -> google.protobuf.Duration
-	19, // 20: keelson.v1.Settings.scrub_interval:type_name -> google.protobuf.Duration
-	19, // 21: keelson.v1.Settings.answer_limit:type_name -> google.protobuf.Duration
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	19, // 14: keelson.v1.Volume.encryption:type_name -> keelson.v1.Encryption
+	11, // 15: keelson.v1.TopologyTerm.segments:type_name -> keelson.v1.TopologyTerm.SegmentsEntry
+	5,  // 16: keelson.v1.Column.members:type_name -> keelson.v1.Member
+	12, // 17: keelson.v1.Member.since:type_name -> google.protobuf.Timestamp
+	12, // 18: keelson.v1.Token.created:type_name -> google.protobuf.Timestamp
+	12, // 19: keelson.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	20, // 20: keelson.v1.Settings.rebuild_after:type_name -> google.protobuf.Duration
+	20, // 21: keelson.v1.Settings.scrub_interval:type_name -> google.protobuf.Duration
+	20, // 22: keelson.v1.Settings.answer_limit:type_name -> google.protobuf.Duration
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_keelson_v1_nouns_proto_init() }
@@ -1201,6 +1225,7 @@ func file_keelson_v1_nouns_proto_init() {
 	if File_keelson_v1_nouns_proto != nil {
 		return
 	}
+	file_keelson_v1_encryption_proto_init()
 	file_keelson_v1_ephemeral_proto_init()
 	file_keelson_v1_policy_proto_init()
 	file_keelson_v1_scrub_proto_init()

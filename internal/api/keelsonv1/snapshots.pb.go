@@ -37,11 +37,14 @@ type Snapshot struct {
 	Asked *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=asked,proto3" json:"asked,omitempty"`
 	// Not set until it is ready.
 	Taken *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=taken,proto3" json:"taken,omitempty"`
-	Group string                 `protobuf:"bytes,9,opt,name=group,proto3" json:"group,omitempty"`
+	// The name of the group that it was taken with; "" is none. Then it is deleted with the group only.
+	Group string `protobuf:"bytes,9,opt,name=group,proto3" json:"group,omitempty"`
 	// The kind of the schedule that asked for it; "" is a person.
 	Schedule string `protobuf:"bytes,10,opt,name=schedule,proto3" json:"schedule,omitempty"`
 	// Bytes on disk of one copy that it holds, as of some seconds ago; -1 if nobody serves the volume.
-	Used          int64 `protobuf:"varint,11,opt,name=used,proto3" json:"used,omitempty"`
+	Used int64 `protobuf:"varint,11,opt,name=used,proto3" json:"used,omitempty"`
+	// The node that it is attached to, or being attached to; "" is none.
+	Attached      string `protobuf:"bytes,12,opt,name=attached,proto3" json:"attached,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -151,6 +154,13 @@ func (x *Snapshot) GetUsed() int64 {
 		return x.Used
 	}
 	return 0
+}
+
+func (x *Snapshot) GetAttached() string {
+	if x != nil {
+		return x.Attached
+	}
+	return ""
 }
 
 // LiveSnapshot is what a coordinator knows of a snapshot.
@@ -655,12 +665,460 @@ func (x *SetScheduleResponse) GetSchedule() string {
 	return ""
 }
 
+// SnapshotGroup is what several volumes held at one moment.
+type SnapshotGroup struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Also of each of its snapshots.
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Snapshots     []*Snapshot            `protobuf:"bytes,2,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	Taken         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=taken,proto3" json:"taken,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotGroup) Reset() {
+	*x = SnapshotGroup{}
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotGroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotGroup) ProtoMessage() {}
+
+func (x *SnapshotGroup) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotGroup.ProtoReflect.Descriptor instead.
+func (*SnapshotGroup) Descriptor() ([]byte, []int) {
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *SnapshotGroup) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SnapshotGroup) GetSnapshots() []*Snapshot {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+func (x *SnapshotGroup) GetTaken() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Taken
+	}
+	return nil
+}
+
+type CreateGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Volumes       []string               `protobuf:"bytes,2,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateGroupRequest) Reset() {
+	*x = CreateGroupRequest{}
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateGroupRequest) ProtoMessage() {}
+
+func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
+func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CreateGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateGroupRequest) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+type GetGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetGroupRequest) Reset() {
+	*x = GetGroupRequest{}
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetGroupRequest) ProtoMessage() {}
+
+func (x *GetGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetGroupRequest.ProtoReflect.Descriptor instead.
+func (*GetGroupRequest) Descriptor() ([]byte, []int) {
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GetGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DeleteGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGroupRequest) Reset() {
+	*x = DeleteGroupRequest{}
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGroupRequest) ProtoMessage() {}
+
+func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGroupRequest.ProtoReflect.Descriptor instead.
+func (*DeleteGroupRequest) Descriptor() ([]byte, []int) {
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DeleteGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DeleteGroupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGroupResponse) Reset() {
+	*x = DeleteGroupResponse{}
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGroupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGroupResponse) ProtoMessage() {}
+
+func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGroupResponse.ProtoReflect.Descriptor instead.
+func (*DeleteGroupResponse) Descriptor() ([]byte, []int) {
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{15}
+}
+
+type AttachSnapshotRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// "" is the node that answers.
+	Node string `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	// fuse or nbd; "" is fuse.
+	Frontend      string `protobuf:"bytes,4,opt,name=frontend,proto3" json:"frontend,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachSnapshotRequest) Reset() {
+	*x = AttachSnapshotRequest{}
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachSnapshotRequest) ProtoMessage() {}
+
+func (x *AttachSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*AttachSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *AttachSnapshotRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *AttachSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AttachSnapshotRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *AttachSnapshotRequest) GetFrontend() string {
+	if x != nil {
+		return x.Frontend
+	}
+	return ""
+}
+
+type AttachSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachSnapshotResponse) Reset() {
+	*x = AttachSnapshotResponse{}
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachSnapshotResponse) ProtoMessage() {}
+
+func (x *AttachSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*AttachSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *AttachSnapshotResponse) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *AttachSnapshotResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type DetachSnapshotRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetachSnapshotRequest) Reset() {
+	*x = DetachSnapshotRequest{}
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachSnapshotRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachSnapshotRequest) ProtoMessage() {}
+
+func (x *DetachSnapshotRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachSnapshotRequest.ProtoReflect.Descriptor instead.
+func (*DetachSnapshotRequest) Descriptor() ([]byte, []int) {
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *DetachSnapshotRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *DetachSnapshotRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DetachSnapshotResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetachSnapshotResponse) Reset() {
+	*x = DetachSnapshotResponse{}
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachSnapshotResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachSnapshotResponse) ProtoMessage() {}
+
+func (x *DetachSnapshotResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachSnapshotResponse.ProtoReflect.Descriptor instead.
+func (*DetachSnapshotResponse) Descriptor() ([]byte, []int) {
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{19}
+}
+
 var File_keelson_v1_snapshots_proto protoreflect.FileDescriptor
 
 const file_keelson_v1_snapshots_proto_rawDesc = "" +
 	"\n" +
 	"\x1akeelson/v1/snapshots.proto\x12\n" +
-	"keelson.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16keelson/v1/nouns.proto\"\xb7\x02\n" +
+	"keelson.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16keelson/v1/nouns.proto\"\xd3\x02\n" +
 	"\bSnapshot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -673,7 +1131,8 @@ const file_keelson_v1_snapshots_proto_rawDesc = "" +
 	"\x05group\x18\t \x01(\tR\x05group\x12\x1a\n" +
 	"\bschedule\x18\n" +
 	" \x01(\tR\bschedule\x12\x12\n" +
-	"\x04used\x18\v \x01(\x03R\x04used\":\n" +
+	"\x04used\x18\v \x01(\x03R\x04used\x12\x1a\n" +
+	"\battached\x18\f \x01(\tR\battached\":\n" +
 	"\fLiveSnapshot\x12\x16\n" +
 	"\x06period\x18\x01 \x01(\x04R\x06period\x12\x12\n" +
 	"\x04used\x18\x02 \x01(\x03R\x04used\"C\n" +
@@ -701,14 +1160,43 @@ const file_keelson_v1_snapshots_proto_rawDesc = "" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1a\n" +
 	"\bschedule\x18\x02 \x01(\tR\bschedule\"1\n" +
 	"\x13SetScheduleResponse\x12\x1a\n" +
-	"\bschedule\x18\x01 \x01(\tR\bschedule2\xe5\x03\n" +
+	"\bschedule\x18\x01 \x01(\tR\bschedule\"\x89\x01\n" +
+	"\rSnapshotGroup\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x122\n" +
+	"\tsnapshots\x18\x02 \x03(\v2\x14.keelson.v1.SnapshotR\tsnapshots\x120\n" +
+	"\x05taken\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05taken\"B\n" +
+	"\x12CreateGroupRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\avolumes\x18\x02 \x03(\tR\avolumes\"%\n" +
+	"\x0fGetGroupRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"(\n" +
+	"\x12DeleteGroupRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
+	"\x13DeleteGroupResponse\"s\n" +
+	"\x15AttachSnapshotRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1a\n" +
+	"\bfrontend\x18\x04 \x01(\tR\bfrontend\"D\n" +
+	"\x16AttachSnapshotResponse\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\"C\n" +
+	"\x15DetachSnapshotRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"\x18\n" +
+	"\x16DetachSnapshotResponse2\xf5\x06\n" +
 	"\x0fSnapshotService\x12I\n" +
 	"\x0eCreateSnapshot\x12!.keelson.v1.CreateSnapshotRequest\x1a\x14.keelson.v1.Snapshot\x12T\n" +
 	"\rListSnapshots\x12 .keelson.v1.ListSnapshotsRequest\x1a!.keelson.v1.ListSnapshotsResponse\x12W\n" +
 	"\x0eDeleteSnapshot\x12!.keelson.v1.DeleteSnapshotRequest\x1a\".keelson.v1.DeleteSnapshotResponse\x12E\n" +
 	"\rRestoreVolume\x12 .keelson.v1.RestoreVolumeRequest\x1a\x12.keelson.v1.Volume\x12A\n" +
 	"\vCloneVolume\x12\x1e.keelson.v1.CloneVolumeRequest\x1a\x12.keelson.v1.Volume\x12N\n" +
-	"\vSetSchedule\x12\x1e.keelson.v1.SetScheduleRequest\x1a\x1f.keelson.v1.SetScheduleResponseB5Z3keelson.io/keelson/internal/api/keelsonv1;keelsonv1b\x06proto3"
+	"\vSetSchedule\x12\x1e.keelson.v1.SetScheduleRequest\x1a\x1f.keelson.v1.SetScheduleResponse\x12H\n" +
+	"\vCreateGroup\x12\x1e.keelson.v1.CreateGroupRequest\x1a\x19.keelson.v1.SnapshotGroup\x12B\n" +
+	"\bGetGroup\x12\x1b.keelson.v1.GetGroupRequest\x1a\x19.keelson.v1.SnapshotGroup\x12N\n" +
+	"\vDeleteGroup\x12\x1e.keelson.v1.DeleteGroupRequest\x1a\x1f.keelson.v1.DeleteGroupResponse\x12W\n" +
+	"\x0eAttachSnapshot\x12!.keelson.v1.AttachSnapshotRequest\x1a\".keelson.v1.AttachSnapshotResponse\x12W\n" +
+	"\x0eDetachSnapshot\x12!.keelson.v1.DetachSnapshotRequest\x1a\".keelson.v1.DetachSnapshotResponseB5Z3keelson.io/keelson/internal/api/keelsonv1;keelsonv1b\x06proto3"
 
 var (
 	file_keelson_v1_snapshots_proto_rawDescOnce sync.Once
@@ -722,7 +1210,7 @@ func file_keelson_v1_snapshots_proto_rawDescGZIP() []byte {
 	return file_keelson_v1_snapshots_proto_rawDescData
 }
 
-var file_keelson_v1_snapshots_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_keelson_v1_snapshots_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_keelson_v1_snapshots_proto_goTypes = []any{
 	(*Snapshot)(nil),               // 0: keelson.v1.Snapshot
 	(*LiveSnapshot)(nil),           // 1: keelson.v1.LiveSnapshot
@@ -735,30 +1223,51 @@ var file_keelson_v1_snapshots_proto_goTypes = []any{
 	(*CloneVolumeRequest)(nil),     // 8: keelson.v1.CloneVolumeRequest
 	(*SetScheduleRequest)(nil),     // 9: keelson.v1.SetScheduleRequest
 	(*SetScheduleResponse)(nil),    // 10: keelson.v1.SetScheduleResponse
-	(*timestamppb.Timestamp)(nil),  // 11: google.protobuf.Timestamp
-	(*Volume)(nil),                 // 12: keelson.v1.Volume
+	(*SnapshotGroup)(nil),          // 11: keelson.v1.SnapshotGroup
+	(*CreateGroupRequest)(nil),     // 12: keelson.v1.CreateGroupRequest
+	(*GetGroupRequest)(nil),        // 13: keelson.v1.GetGroupRequest
+	(*DeleteGroupRequest)(nil),     // 14: keelson.v1.DeleteGroupRequest
+	(*DeleteGroupResponse)(nil),    // 15: keelson.v1.DeleteGroupResponse
+	(*AttachSnapshotRequest)(nil),  // 16: keelson.v1.AttachSnapshotRequest
+	(*AttachSnapshotResponse)(nil), // 17: keelson.v1.AttachSnapshotResponse
+	(*DetachSnapshotRequest)(nil),  // 18: keelson.v1.DetachSnapshotRequest
+	(*DetachSnapshotResponse)(nil), // 19: keelson.v1.DetachSnapshotResponse
+	(*timestamppb.Timestamp)(nil),  // 20: google.protobuf.Timestamp
+	(*Volume)(nil),                 // 21: keelson.v1.Volume
 }
 var file_keelson_v1_snapshots_proto_depIdxs = []int32{
-	11, // 0: keelson.v1.Snapshot.asked:type_name -> google.protobuf.Timestamp
-	11, // 1: keelson.v1.Snapshot.taken:type_name -> google.protobuf.Timestamp
+	20, // 0: keelson.v1.Snapshot.asked:type_name -> google.protobuf.Timestamp
+	20, // 1: keelson.v1.Snapshot.taken:type_name -> google.protobuf.Timestamp
 	0,  // 2: keelson.v1.ListSnapshotsResponse.snapshots:type_name -> keelson.v1.Snapshot
-	2,  // 3: keelson.v1.SnapshotService.CreateSnapshot:input_type -> keelson.v1.CreateSnapshotRequest
-	3,  // 4: keelson.v1.SnapshotService.ListSnapshots:input_type -> keelson.v1.ListSnapshotsRequest
-	5,  // 5: keelson.v1.SnapshotService.DeleteSnapshot:input_type -> keelson.v1.DeleteSnapshotRequest
-	7,  // 6: keelson.v1.SnapshotService.RestoreVolume:input_type -> keelson.v1.RestoreVolumeRequest
-	8,  // 7: keelson.v1.SnapshotService.CloneVolume:input_type -> keelson.v1.CloneVolumeRequest
-	9,  // 8: keelson.v1.SnapshotService.SetSchedule:input_type -> keelson.v1.SetScheduleRequest
-	0,  // 9: keelson.v1.SnapshotService.CreateSnapshot:output_type -> keelson.v1.Snapshot
-	4,  // 10: keelson.v1.SnapshotService.ListSnapshots:output_type -> keelson.v1.ListSnapshotsResponse
-	6,  // 11: keelson.v1.SnapshotService.DeleteSnapshot:output_type -> keelson.v1.DeleteSnapshotResponse
-	12, // 12: keelson.v1.SnapshotService.RestoreVolume:output_type -> keelson.v1.Volume
-	12, // 13: keelson.v1.SnapshotService.CloneVolume:output_type -> keelson.v1.Volume
-	10, // 14: keelson.v1.SnapshotService.SetSchedule:output_type -> keelson.v1.SetScheduleResponse
-	9,  // [9:15] is the sub-list for method output_type
-	3,  // [3:9] is the sub-list for method input_type
-	3,  // [3:3] is the sub-list for extension type_name
-	3,  // [3:3] is the sub-list for extension extendee
-	0,  // [0:3] is the sub-list for field type_name
+	0,  // 3: keelson.v1.SnapshotGroup.snapshots:type_name -> keelson.v1.Snapshot
+	20, // 4: keelson.v1.SnapshotGroup.taken:type_name -> google.protobuf.Timestamp
+	2,  // 5: keelson.v1.SnapshotService.CreateSnapshot:input_type -> keelson.v1.CreateSnapshotRequest
+	3,  // 6: keelson.v1.SnapshotService.ListSnapshots:input_type -> keelson.v1.ListSnapshotsRequest
+	5,  // 7: keelson.v1.SnapshotService.DeleteSnapshot:input_type -> keelson.v1.DeleteSnapshotRequest
+	7,  // 8: keelson.v1.SnapshotService.RestoreVolume:input_type -> keelson.v1.RestoreVolumeRequest
+	8,  // 9: keelson.v1.SnapshotService.CloneVolume:input_type -> keelson.v1.CloneVolumeRequest
+	9,  // 10: keelson.v1.SnapshotService.SetSchedule:input_type -> keelson.v1.SetScheduleRequest
+	12, // 11: keelson.v1.SnapshotService.CreateGroup:input_type -> keelson.v1.CreateGroupRequest
+	13, // 12: keelson.v1.SnapshotService.GetGroup:input_type -> keelson.v1.GetGroupRequest
+	14, // 13: keelson.v1.SnapshotService.DeleteGroup:input_type -> keelson.v1.DeleteGroupRequest
+	16, // 14: keelson.v1.SnapshotService.AttachSnapshot:input_type -> keelson.v1.AttachSnapshotRequest
+	18, // 15: keelson.v1.SnapshotService.DetachSnapshot:input_type -> keelson.v1.DetachSnapshotRequest
+	0,  // 16: keelson.v1.SnapshotService.CreateSnapshot:output_type -> keelson.v1.Snapshot
+	4,  // 17: keelson.v1.SnapshotService.ListSnapshots:output_type -> keelson.v1.ListSnapshotsResponse
+	6,  // 18: keelson.v1.SnapshotService.DeleteSnapshot:output_type -> keelson.v1.DeleteSnapshotResponse
+	21, // 19: keelson.v1.SnapshotService.RestoreVolume:output_type -> keelson.v1.Volume
+	21, // 20: keelson.v1.SnapshotService.CloneVolume:output_type -> keelson.v1.Volume
+	10, // 21: keelson.v1.SnapshotService.SetSchedule:output_type -> keelson.v1.SetScheduleResponse
+	11, // 22: keelson.v1.SnapshotService.CreateGroup:output_type -> keelson.v1.SnapshotGroup
+	11, // 23: keelson.v1.SnapshotService.GetGroup:output_type -> keelson.v1.SnapshotGroup
+	15, // 24: keelson.v1.SnapshotService.DeleteGroup:output_type -> keelson.v1.DeleteGroupResponse
+	17, // 25: keelson.v1.SnapshotService.AttachSnapshot:output_type -> keelson.v1.AttachSnapshotResponse
+	19, // 26: keelson.v1.SnapshotService.DetachSnapshot:output_type -> keelson.v1.DetachSnapshotResponse
+	16, // [16:27] is the sub-list for method output_type
+	5,  // [5:16] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_keelson_v1_snapshots_proto_init() }
@@ -773,7 +1282,7 @@ func file_keelson_v1_snapshots_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keelson_v1_snapshots_proto_rawDesc), len(file_keelson_v1_snapshots_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

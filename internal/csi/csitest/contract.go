@@ -17,6 +17,7 @@ func Contract(t *testing.T, here, there csi.Keelson) {
 	t.Run("impossible", c.impossible)
 	t.Run("attach", c.attach)
 	t.Run("nodes", c.nodes)
+	t.Run("groups", c.groups)
 }
 
 type contract struct {

@@ -147,7 +147,7 @@ func (w *view) Create(_ context.Context, r csi.Request) (csi.Volume, error) {
 		return csi.Volume{}, problem(csi.ErrNoRoom, "volume %s needs %d replicas but only %d can be placed", r.Name, v.Replicas, fit)
 	}
 	out := csi.Volume{Name: r.Name, Size: r.Size, Replicas: v.Replicas, Columns: v.Columns, ZoneSpread: r.ZoneSpread, Media: r.Media,
-		NodeSelector: maps.Clone(r.NodeSelector), Topology: r.Topology, Ephemeral: r.Ephemeral, Healthy: true,
+		NodeSelector: maps.Clone(r.NodeSelector), Topology: r.Topology, Ephemeral: r.Ephemeral, Healthy: true, Encrypted: r.Encrypt,
 		Limits: r.Limits, Placement: r.Placement, Trim: v.Trim}
 	w.m.volumes[r.Name] = &volume{Volume: out}
 	return out, nil

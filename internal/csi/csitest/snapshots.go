@@ -2,6 +2,7 @@ package csitest
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"keelson.io/keelson/internal/csi"
@@ -36,12 +37,62 @@ func (w *view) DeleteSnapshot(_ context.Context, volume, name string) error {
 		return err
 	}
 	for i, s := range w.m.snapshots {
+		if s.Volume == volume && s.Name == name && s.Group != "" {
+			return problem(csi.ErrInvalid, "snapshot %s of volume %s is one of a group", name, volume)
+		}
 		if s.Volume == volume && s.Name == name {
 			w.m.snapshots = append(w.m.snapshots[:i:i], w.m.snapshots[i+1:]...)
 			return nil
 		}
 	}
 	return problem(csi.ErrNotFound, "volume %s has no snapshot %q", volume, name)
+}
+
+// CreateGroup implements csi.Keelson.
+func (w *view) CreateGroup(_ context.Context, name string, volumes []string) (list []csi.Snapshot, err error) {
+	leave, err := w.enter()
+	defer leave()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range w.m.snapshots {
+		if s.Group == name {
+			list = append(list, s)
+		}
+	}
+	if len(list) > 0 {
+		for _, s := range list {
+			if len(list) != len(volumes) || !slices.Contains(volumes, s.Volume) {
+				return nil, problem(csi.ErrExists, "there is a group %s already, of other volumes", name)
+			}
+		}
+		return list, nil
+	}
+	now := time.Now()
+	for _, id := range volumes {
+		v := w.m.volumes[id]
+		if v == nil {
+			return nil, problem(csi.ErrNotFound, "there is no volume %q", id)
+		}
+		list = append(list, csi.Snapshot{Name: name, Volume: id, Size: v.Size, Taken: now, Ready: true, Group: name})
+	}
+	w.m.snapshots = append(w.m.snapshots, list...)
+	return list, nil
+}
+
+// DeleteGroup implements csi.Keelson.
+func (w *view) DeleteGroup(_ context.Context, name string) error {
+	leave, err := w.enter()
+	defer leave()
+	if err != nil {
+		return err
+	}
+	before := len(w.m.snapshots)
+	w.m.snapshots = slices.DeleteFunc(w.m.snapshots, func(s csi.Snapshot) bool { return s.Group == name })
+	if len(w.m.snapshots) == before {
+		return problem(csi.ErrNotFound, "there is no group %q", name)
+	}
+	return nil
 }
 
 // Snapshots implements csi.Keelson.

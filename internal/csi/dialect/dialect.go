@@ -3,8 +3,7 @@
 // keys; nothing else in the driver knows their names.
 //
 // It is pure: the same parameters give the same request. A bad value is an *spec.InvalidError that names the key, the value
-// and what is legal. A key that isn't known, and one whose effect Keelson doesn't have, is a Warning and no error, except
-// that encryption is never left out silently.
+// and what is legal. A key that isn't known, and one whose effect Keelson doesn't have, is a Warning and no error.
 package dialect
 
 import (
@@ -44,6 +43,7 @@ type Request struct {
 	CreateOptions []string
 	MountOptions  []string
 	NoDiscard     bool
+	Encrypt       bool
 	Limits        spec.Limits
 	Placement     spec.Placement
 	// TrimEvery is how often the mounted file system is trimmed; 0 is never.

@@ -41,6 +41,7 @@ var own = []parameter{
 	{keys: []string{"group"}, legal: legalGroup, set: group},
 	{keys: []string{"groupRule"}, legal: "prefer-apart, apart, prefer-together or together", set: groupRule},
 	{keys: []string{"locality"}, legal: "off, prefer or require", set: locality, mutable: true},
+	{keys: []string{"encrypt"}, legal: legalBool, set: boolean(setEncrypt)},
 	{keys: []string{"autoFstrim"}, legal: legalTrim, set: autoTrim, mutable: true},
 }
 
@@ -83,7 +84,7 @@ var portworx = []parameter{
 	{keys: []string{"shared"}, legal: legalBool, set: boolean(nil), lacking: noShares},
 	{keys: []string{"sharedv4"}, legal: legalBool, set: boolean(nil), lacking: noShares},
 	{keys: []string{"sticky"}, legal: legalBool, set: boolean(nil), lacking: "has no effect yet: a volume that isn't attached can be deleted"},
-	{keys: []string{"secure"}, legal: "false: volumes aren't encrypted yet, and one that should be is refused", set: never},
+	{keys: []string{"secure"}, legal: legalBool, set: boolean(setEncrypt)},
 	{keys: []string{"journal"}, legal: legalBool, set: boolean(nil), lacking: noEffect},
 	{keys: []string{"nodiscard"}, legal: legalBool, set: boolean(setNoDiscard)},
 	{keys: []string{"auto_fstrim", "autofstrim"}, mutable: true, legal: legalBool, set: boolean(func(r *Request, on bool) {
@@ -100,7 +101,7 @@ var portworx = []parameter{
 	{keys: []string{"best_effort_location_provisioning"}, legal: legalBool, set: boolean(nil), lacking: noEffect},
 	{keys: []string{"force_unsupported_fs_type"}, legal: legalBool, set: boolean(nil), lacking: noEffect},
 
-	{keys: []string{"secret_key"}, legal: "text", set: text, lacking: "has no effect: volumes aren't encrypted yet"},
+	{keys: []string{"secret_key"}, legal: "text", set: text, lacking: "has no effect: every volume has a data key of its own, wrapped by the cluster's wrapping key"},
 	{keys: []string{"nodes"}, legal: "names of nodes, separated by ',' or ';'", set: within(KeyNode, ",; ")},
 	{keys: []string{"zones"}, legal: "zones, separated by ','", set: within(KeyZone, ", ")},
 	{keys: []string{"racks"}, legal: "values of the nodes' label rack, separated by ','", set: within("rack", ", ")},
@@ -135,4 +136,5 @@ var portworx = []parameter{
 
 func setReplicas(r *Request, n int64)  { r.Replicas = int(n) }
 func setColumns(r *Request, n int64)   { r.Columns = int(n) }
+func setEncrypt(r *Request, on bool)   { r.Encrypt = on }
 func setNoDiscard(r *Request, on bool) { r.NoDiscard = on }

@@ -60,12 +60,6 @@ func boolean(to func(r *Request, b bool)) setter {
 	}
 }
 
-// never takes false only.
-func never(_ *Request, v string) (bool, bool) {
-	b, err := strconv.ParseBool(v)
-	return true, err == nil && !b
-}
-
 // choice takes one of the values; those of idle ask for nothing.
 func choice(values, idle []string) setter {
 	return func(_ *Request, v string) (bool, bool) {

@@ -16,8 +16,11 @@ import (
 	"keelson.io/keelson/internal/block"
 )
 
-// attacherEnv in the environment makes a process of this program an attacher: "volume|file".
-const attacherEnv = "KEELSON_LOOP_ATTACHER"
+// attacherEnv in the environment makes a process of this program an attacher: "volume|file", or "volume|file|" and readOnlyArg.
+const (
+	attacherEnv = "KEELSON_LOOP_ATTACHER"
+	readOnlyArg = "read-only"
+)
 
 // attachTries bounds how often another process may take the free loop device that
 // we were about to use.
@@ -36,13 +39,17 @@ func init() {
 // the process that serves would, after kill -9, keep that process from ending, and with it the
 // session's descriptor open: it would wait for itself for ever, and no successor could start. So another process
 // attaches. When the server dies, that one waits for the successor, or gets an error.
-func attachLoop(ctx context.Context, volume, file string) (loopDevice, error) {
+func attachLoop(ctx context.Context, volume, file string, readOnly bool) (loopDevice, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return loopDevice{}, err
 	}
 	cmd := exec.CommandContext(ctx, self)
-	cmd.Env = append(os.Environ(), attacherEnv+"="+volume+"|"+file)
+	arg := volume + "|" + file
+	if readOnly {
+		arg += "|" + readOnlyArg
+	}
+	cmd.Env = append(os.Environ(), attacherEnv+"="+arg)
 	var msg bytes.Buffer
 	cmd.Stderr = &msg
 	out, err := cmd.Output()
@@ -65,7 +72,8 @@ func attachLoop(ctx context.Context, volume, file string) (loopDevice, error) {
 // attacher is the life of the process that attaches: it prints the number of the device.
 func attacher(arg string) (code int) {
 	volume, file, _ := strings.Cut(arg, "|")
-	n, err := configureLoop(volume, file)
+	file, readOnly := strings.CutSuffix(file, "|"+readOnlyArg)
+	n, err := configureLoop(volume, file, readOnly)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -75,7 +83,7 @@ func attacher(arg string) (code int) {
 }
 
 // configureLoop attaches the file to a loop device that is free, and returns its number.
-func configureLoop(volume, file string) (int, error) {
+func configureLoop(volume, file string, readOnly bool) (int, error) {
 	f, err := unix.Open(file, unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, fmt.Errorf("open %s: %w", file, err)
@@ -89,6 +97,9 @@ func configureLoop(volume, file string) (int, error) {
 
 	config := unix.LoopConfig{Fd: uint32(f), Size: block.Size}
 	config.Info.Flags = unix.LO_FLAGS_DIRECT_IO
+	if readOnly {
+		config.Info.Flags |= unix.LO_FLAGS_READ_ONLY
+	}
 	copy(config.Info.File_name[:len(config.Info.File_name)-1], "keelson:"+volume)
 	for range attachTries {
 		n, err := unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)

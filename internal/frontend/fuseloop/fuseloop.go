@@ -38,6 +38,8 @@ type Config struct {
 	Device   frontend.Device // the volume
 	Name     string          // name of the volume
 	MountDir string          // absolute; the volume's file is MountDir/Name/volume
+	// ReadOnly makes the block device one that can't be written to. The Device refuses changes besides.
+	ReadOnly bool
 	Log      *slog.Logger
 }
 
@@ -104,7 +106,7 @@ func (s *Server) Open(ctx context.Context) (err error) {
 // that time is answered at once: nothing was written yet that it could stand for.
 func (s *Server) attach(ctx context.Context) (err error) {
 	s.onLoop(func() { s.session.attaching = true })
-	s.dev, err = attachLoop(ctx, s.cfg.Name, s.File())
+	s.dev, err = attachLoop(ctx, s.cfg.Name, s.File(), s.cfg.ReadOnly)
 	s.onLoop(func() { s.session.attaching = false })
 	return err
 }

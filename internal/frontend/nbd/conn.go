@@ -73,7 +73,7 @@ func newConn(s *Server, fd int) (*conn, error) {
 		return nil, err
 	}
 	c := &conn{s: s, fd: afd, arena: arena, recv: arena[:recvSize]}
-	c.neg = negotiation{name: s.cfg.Name, size: s.cfg.Device.Size()}
+	c.neg = negotiation{name: s.cfg.Name, size: s.cfg.Device.Size(), readOnly: s.cfg.ReadOnly}
 	c.rx.Done = c.received
 	c.tx.init(c, arena[recvSize:recvSize+sendSize], arena[recvSize+sendSize:])
 	c.deadline = s.cfg.Loop.NewTimer(func() { c.shut(errNegotiate) })

@@ -17,8 +17,9 @@ var (
 //
 //	flags -> option -> option ... -> done (export name, or go)
 type negotiation struct {
-	name string
-	size int64
+	name     string
+	size     int64
+	readOnly bool
 
 	state      negState
 	noZeroes   bool
@@ -190,6 +191,9 @@ func (n *negotiation) known(name []byte) bool {
 
 func (n *negotiation) transmissionFlags() uint16 {
 	f := uint16(sendFlags | sendFlush | sendFUA | sendTrim | sendWriteZeroes | canMultiConn | sendFastZero)
+	if n.readOnly {
+		f = sendFlags | sendReadOnly | sendFlush | canMultiConn
+	}
 	if n.structured {
 		f |= sendDF
 	}

@@ -39,6 +39,7 @@ const (
 
 	// Transmission flags.
 	sendFlags       = 1 << 0
+	sendReadOnly    = 1 << 1
 	sendFlush       = 1 << 2
 	sendFUA         = 1 << 3
 	sendTrim        = 1 << 5
@@ -141,6 +142,8 @@ func wireErrno(e syscall.Errno) uint32 {
 	case 0, syscall.EPERM, syscall.EIO, syscall.ENOMEM, syscall.EINVAL, syscall.ENOSPC,
 		syscall.EOVERFLOW, syscall.ENOTSUP, syscall.ESHUTDOWN:
 		return uint32(e)
+	case syscall.EROFS:
+		return uint32(syscall.EPERM)
 	}
 	return uint32(syscall.EIO)
 }

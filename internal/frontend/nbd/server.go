@@ -48,7 +48,9 @@ type Config struct {
 	Device frontend.Device // the volume
 	Name   string          // name of the volume, and of the export
 	Socket string          // path of the unix socket
-	Log    *slog.Logger
+	// ReadOnly tells clients that the device refuses changes.
+	ReadOnly bool
+	Log      *slog.Logger
 }
 
 // Server exports one volume. It is a frontend.Frontend.

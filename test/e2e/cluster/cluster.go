@@ -38,19 +38,9 @@ type Cluster struct {
 	rec   *record
 	lock  *os.File
 	Nodes []*Node
+	// running are the processes that were started, by name.
+	running map[string]process
 }
-
-// Names and addresses. There is one such cluster on a machine at a time.
-const (
-	bridge    = "keelson-e2e"
-	hostIP    = "10.77.0.1"
-	serviceIP = "10.96.0.1"
-	apiPort   = 6443
-	etcdPort  = 23790
-	etcdPeer  = 23800
-	groupRoot = "keelson-e2e"
-	netPrefix = "keelson-e2e-"
-)
 
 // Up starts a cluster and returns when its nodes are ready. What an earlier one left in the directory is taken away first.
 func Up(ctx context.Context, cfg Config) (c *Cluster, err error) {
@@ -70,12 +60,12 @@ func Up(ctx context.Context, cfg Config) (c *Cluster, err error) {
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return nil, err
 	}
-	c = &Cluster{cfg: cfg, lock: lock, rec: newRecord(cfg.Dir)}
+	c = &Cluster{cfg: cfg, lock: lock, rec: newRecord(cfg.Dir), running: map[string]process{}}
 	if err := c.rec.begin(); err != nil {
 		return nil, err
 	}
 	for i := range cfg.Nodes {
-		c.Nodes = append(c.Nodes, newNode(c, i+1))
+		c.Nodes = append(c.Nodes, newNode(c, 10*number+i+1))
 	}
 	began := time.Now()
 	if err := c.network(); err != nil {
@@ -96,15 +86,19 @@ func Up(ctx context.Context, cfg Config) (c *Cluster, err error) {
 	return c, nil
 }
 
-// lockMachine makes sure that this is the only cluster.
+// lockMachine makes sure that this is the only cluster of its number.
 func lockMachine() (*os.File, error) {
-	f, err := os.OpenFile("/run/keelson-e2e.lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if errNumber != nil {
+		return nil, errNumber
+	}
+	path := "/run/" + label + ".lock"
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("another test cluster runs on this machine (/run/keelson-e2e.lock is taken): %w", err)
+		return nil, fmt.Errorf("another test cluster runs on this machine (%s is taken; %s=1 makes one beside it): %w", path, numberVar, err)
 	}
 	return f, nil
 }

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // controlPlane starts etcd, the API server, the controllers and the scheduler. What isn't about where things are keeps its default: the
@@ -27,25 +29,61 @@ func (c *Cluster) controlPlane(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = c.start("kube-apiserver", "--etcd-servers="+etcdURL,
-		"--bind-address="+hostIP, "--advertise-address="+hostIP, fmt.Sprintf("--secure-port=%d", apiPort),
-		"--tls-cert-file="+pki("api.crt"), "--tls-private-key-file="+pki("api.key"), "--client-ca-file="+pki("ca.crt"),
-		"--token-auth-file="+pki("tokens.csv"), "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
-		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+pki("sa.key"),
-		"--service-account-signing-key-file="+pki("sa.key"), "--service-cluster-ip-range=10.96.0.0/16",
-		"--allow-privileged=true", "--kubelet-preferred-address-types=InternalIP", "--endpoint-reconciler-type=master-count")
-	if err != nil {
+	if err := c.startAPIServer(); err != nil {
 		return err
 	}
 	if err := c.await(ctx, time.Minute, "the API server", c.apiReady); err != nil {
 		return err
 	}
 	err = c.start("kube-controller-manager", "--kubeconfig="+c.Kubeconfig(), "--leader-elect=false", "--use-service-account-credentials=true",
-		"--service-account-private-key-file="+pki("sa.key"), "--root-ca-file="+pki("ca.crt"), "--allocate-node-cidrs=false", "--bind-address=127.0.0.1")
+		"--service-account-private-key-file="+pki("sa.key"), "--root-ca-file="+pki("ca.crt"), "--allocate-node-cidrs=false", "--bind-address=127.0.0.1",
+		fmt.Sprintf("--secure-port=%d", controllersPort))
 	if err != nil {
 		return err
 	}
-	return c.start("kube-scheduler", "--kubeconfig="+c.Kubeconfig(), "--leader-elect=false", "--bind-address=127.0.0.1")
+	return c.start("kube-scheduler", "--kubeconfig="+c.Kubeconfig(), "--leader-elect=false", "--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", schedulerPort))
+}
+
+const apiServer = "kube-apiserver"
+
+func (c *Cluster) startAPIServer() error {
+	pki := func(name string) string { return c.path("pki", name) }
+	return c.start(apiServer, fmt.Sprintf("--etcd-servers=http://127.0.0.1:%d", etcdPort),
+		"--bind-address="+hostIP, "--advertise-address="+hostIP, fmt.Sprintf("--secure-port=%d", apiPort),
+		"--tls-cert-file="+pki("api.crt"), "--tls-private-key-file="+pki("api.key"), "--client-ca-file="+pki("ca.crt"),
+		"--token-auth-file="+pki("tokens.csv"), "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+pki("sa.key"),
+		"--service-account-signing-key-file="+pki("sa.key"), "--service-cluster-ip-range=10.96.0.0/16",
+		"--allow-privileged=true", "--kubelet-preferred-address-types=InternalIP", "--endpoint-reconciler-type=master-count")
+}
+
+// StopAPIServer kills the API server: its address refuses connections until StartAPIServer.
+func (c *Cluster) StopAPIServer() error {
+	p, ok := c.running[apiServer]
+	if !ok {
+		return errors.New("the API server doesn't run")
+	}
+	delete(c.running, apiServer)
+	if err := unix.Kill(p.PID, unix.SIGKILL); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(endLimit); p.alive(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return errors.New("the API server doesn't end")
+		}
+	}
+	return nil
+}
+
+// StartAPIServer starts it again after StopAPIServer, and returns when it serves.
+func (c *Cluster) StartAPIServer(ctx context.Context) error {
+	if _, ok := c.running[apiServer]; ok {
+		return nil
+	}
+	if err := c.startAPIServer(); err != nil {
+		return err
+	}
+	return c.await(ctx, time.Minute, "the API server", c.apiReady)
 }
 
 // start starts one of the control plane's programs; its output goes to a file.
@@ -77,10 +115,12 @@ func (c *Cluster) launch(cmd *exec.Cmd, name string) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", name, err)
 	}
-	if err := c.rec.add(cmd.Process.Pid); err != nil {
+	p, err := c.rec.add(cmd.Process.Pid)
+	if err != nil {
 		_ = cmd.Process.Kill()
 		return fmt.Errorf("start %s: %w; %s says more", name, err, c.Log(name))
 	}
+	c.running[name] = p
 	go func() { _ = cmd.Wait() }()
 	return nil
 }

@@ -87,7 +87,7 @@ func removeGroups() error {
 	var errs []error
 	for _, root := range hierarchies() {
 		errs = append(errs, removeTree(filepath.Join(root, groupRoot)))
-		for i := 1; i < 10; i++ {
+		for i := 10 * number; i < 10*number+10; i++ {
 			name := fmt.Sprintf("n%d-%08x", i, crc32.ChecksumIEEE([]byte(DataDir)))
 			errs = append(errs, removeTree(filepath.Join(root, "keelson", name)), removeTree(filepath.Join(root, "keelson", "holder-"+name)))
 		}

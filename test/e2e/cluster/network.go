@@ -46,7 +46,7 @@ func (c *Cluster) network() error {
 }
 
 func (n *Node) network() error {
-	ns, outer := n.netns(), fmt.Sprintf("ke2e-n%d", n.index)
+	ns, outer := n.netns(), "ke2e-"+n.Name
 	in := "nsenter --net=/run/netns/" + ns + " "
 	err := runAll(
 		"ip netns add "+ns,

@@ -24,7 +24,7 @@ type Node struct {
 }
 
 func newNode(c *Cluster, index int) *Node {
-	return &Node{Name: fmt.Sprintf("n%d", index), IP: fmt.Sprintf("10.77.0.%d", 10+index), cluster: c, index: index}
+	return &Node{Name: fmt.Sprintf("n%d", index), IP: fmt.Sprintf("10.%d.0.%d", 77+number, 10+index), cluster: c, index: index}
 }
 
 func (n *Node) netns() string  { return netPrefix + n.Name }

@@ -65,15 +65,16 @@ func (r *record) save() error {
 }
 
 // add notes a process that was started.
-func (r *record) add(pid int) error {
+func (r *record) add(pid int) (process, error) {
 	start, err := startOf(pid)
 	if err != nil {
-		return err
+		return process{}, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.Processes = append(r.Processes, process{pid, start})
-	return r.save()
+	p := process{pid, start}
+	r.Processes = append(r.Processes, p)
+	return p, r.save()
 }
 
 func startOf(pid int) (string, error) {
@@ -96,7 +97,7 @@ func (p process) alive() bool {
 }
 
 // endLimit is how long killed processes may take to be gone.
-const endLimit = 20 * time.Second
+const endLimit = time.Minute
 
 // kill ends the processes, and with the first process of a PID namespace all in it.
 //

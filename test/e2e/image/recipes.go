@@ -59,6 +59,8 @@ const (
 	Postgres = "docker.io/library/postgres:11"
 	Redis    = "docker.io/library/redis:4.0.1-alpine"
 	Nginx    = "docker.io/dockerfile/nginx:latest"
+	Web      = "k8s.gcr.io/test-webserver:latest"
+	MariaDB  = "docker.io/library/mariadb:10"
 )
 
 // Pause is the image of sandboxes.
@@ -128,6 +130,37 @@ func RedisServer() Recipe {
 		Tree:   debian.Tree{Packages: []string{"redis-server", "busybox-static"}, Without: []string{"netbase"}},
 		Files:  map[string]string{"/usr/local/bin/entry": "#!/bin/sh\nif [ \"$1\" = redis-server ]; then shift; set -- redis-server --protected-mode no \"$@\"; fi\nexec \"$@\"\n"},
 		Links:  shell(applets...),
+	}
+}
+
+// WebServer serves all files of its container on port 80.
+func WebServer() Recipe {
+	r := Shell(Web, "httpd", "-f", "-p", "80", "-h", "/")
+	r.Links["/bin/httpd"], r.Links["/bin/wget"] = busyboxPath, busyboxPath
+	return r
+}
+
+// mariaDBEntry is what the well-known image does, for a database without a password that only its own container reaches. Any user can run it.
+const mariaDBEntry = `#!/bin/sh
+set -e
+[ -d /var/lib/mysql/mysql ] || mariadb-install-db --no-defaults --datadir=/var/lib/mysql --auth-root-authentication-method=normal --skip-test-db >/dev/null
+exec mariadbd --no-defaults --datadir=/var/lib/mysql --tmpdir=/tmp --socket=/tmp/mariadb.sock --skip-networking "$@"
+`
+
+// MariaDBServer is Debian's MariaDB under the name of the well-known image.
+func MariaDBServer() Recipe {
+	links := shell(append([]string{"basename", "dirname"}, applets...)...)
+	return Recipe{
+		Config: archive.Image{Name: MariaDB, Entrypoint: []string{"/usr/local/bin/entry"}},
+		Tree: debian.Tree{
+			Packages: []string{"mariadb-server-core", "mariadb-client-core", "busybox-static"},
+			Without:  []string{"netbase", "mariadb-common", "mysql-common"},
+		},
+		Files: map[string]string{
+			"/usr/local/bin/entry":   mariaDBEntry,
+			"/usr/local/bin/mariadb": "#!/bin/sh\nexec /usr/bin/mariadb --no-defaults --socket=/tmp/mariadb.sock \"$@\"\n",
+		},
+		Links: links,
 	}
 }
 

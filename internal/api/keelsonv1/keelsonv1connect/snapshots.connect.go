@@ -53,6 +53,21 @@ const (
 	// SnapshotServiceSetScheduleProcedure is the fully-qualified name of the SnapshotService's
 	// SetSchedule RPC.
 	SnapshotServiceSetScheduleProcedure = "/keelson.v1.SnapshotService/SetSchedule"
+	// SnapshotServiceCreateGroupProcedure is the fully-qualified name of the SnapshotService's
+	// CreateGroup RPC.
+	SnapshotServiceCreateGroupProcedure = "/keelson.v1.SnapshotService/CreateGroup"
+	// SnapshotServiceGetGroupProcedure is the fully-qualified name of the SnapshotService's GetGroup
+	// RPC.
+	SnapshotServiceGetGroupProcedure = "/keelson.v1.SnapshotService/GetGroup"
+	// SnapshotServiceDeleteGroupProcedure is the fully-qualified name of the SnapshotService's
+	// DeleteGroup RPC.
+	SnapshotServiceDeleteGroupProcedure = "/keelson.v1.SnapshotService/DeleteGroup"
+	// SnapshotServiceAttachSnapshotProcedure is the fully-qualified name of the SnapshotService's
+	// AttachSnapshot RPC.
+	SnapshotServiceAttachSnapshotProcedure = "/keelson.v1.SnapshotService/AttachSnapshot"
+	// SnapshotServiceDetachSnapshotProcedure is the fully-qualified name of the SnapshotService's
+	// DetachSnapshot RPC.
+	SnapshotServiceDetachSnapshotProcedure = "/keelson.v1.SnapshotService/DetachSnapshot"
 )
 
 // SnapshotServiceClient is a client for the keelson.v1.SnapshotService service.
@@ -69,6 +84,16 @@ type SnapshotServiceClient interface {
 	CloneVolume(context.Context, *keelsonv1.CloneVolumeRequest) (*keelsonv1.Volume, error)
 	// SetSchedule says when snapshots of a volume are taken by themselves.
 	SetSchedule(context.Context, *keelsonv1.SetScheduleRequest) (*keelsonv1.SetScheduleResponse, error)
+	// CreateGroup takes snapshots of several volumes at one moment, and answers when all are there. Asking again for the same group is no
+	// error. Either all of them are there in the end or none.
+	CreateGroup(context.Context, *keelsonv1.CreateGroupRequest) (*keelsonv1.SnapshotGroup, error)
+	GetGroup(context.Context, *keelsonv1.GetGroupRequest) (*keelsonv1.SnapshotGroup, error)
+	// DeleteGroup answers when all snapshots of a group are gone.
+	DeleteGroup(context.Context, *keelsonv1.DeleteGroupRequest) (*keelsonv1.DeleteGroupResponse, error)
+	// AttachSnapshot shows a snapshot to a node as a device that can't be written to. Asking again for the same node is no error.
+	AttachSnapshot(context.Context, *keelsonv1.AttachSnapshotRequest) (*keelsonv1.AttachSnapshotResponse, error)
+	// DetachSnapshot takes the device away. It is refused while that is in use.
+	DetachSnapshot(context.Context, *keelsonv1.DetachSnapshotRequest) (*keelsonv1.DetachSnapshotResponse, error)
 }
 
 // NewSnapshotServiceClient constructs a client for the keelson.v1.SnapshotService service. By
@@ -118,6 +143,36 @@ func NewSnapshotServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(snapshotServiceMethods.ByName("SetSchedule")),
 			connect.WithClientOptions(opts...),
 		),
+		createGroup: connect.NewClient[keelsonv1.CreateGroupRequest, keelsonv1.SnapshotGroup](
+			httpClient,
+			baseURL+SnapshotServiceCreateGroupProcedure,
+			connect.WithSchema(snapshotServiceMethods.ByName("CreateGroup")),
+			connect.WithClientOptions(opts...),
+		),
+		getGroup: connect.NewClient[keelsonv1.GetGroupRequest, keelsonv1.SnapshotGroup](
+			httpClient,
+			baseURL+SnapshotServiceGetGroupProcedure,
+			connect.WithSchema(snapshotServiceMethods.ByName("GetGroup")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteGroup: connect.NewClient[keelsonv1.DeleteGroupRequest, keelsonv1.DeleteGroupResponse](
+			httpClient,
+			baseURL+SnapshotServiceDeleteGroupProcedure,
+			connect.WithSchema(snapshotServiceMethods.ByName("DeleteGroup")),
+			connect.WithClientOptions(opts...),
+		),
+		attachSnapshot: connect.NewClient[keelsonv1.AttachSnapshotRequest, keelsonv1.AttachSnapshotResponse](
+			httpClient,
+			baseURL+SnapshotServiceAttachSnapshotProcedure,
+			connect.WithSchema(snapshotServiceMethods.ByName("AttachSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
+		detachSnapshot: connect.NewClient[keelsonv1.DetachSnapshotRequest, keelsonv1.DetachSnapshotResponse](
+			httpClient,
+			baseURL+SnapshotServiceDetachSnapshotProcedure,
+			connect.WithSchema(snapshotServiceMethods.ByName("DetachSnapshot")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -129,6 +184,11 @@ type snapshotServiceClient struct {
 	restoreVolume  *connect.Client[keelsonv1.RestoreVolumeRequest, keelsonv1.Volume]
 	cloneVolume    *connect.Client[keelsonv1.CloneVolumeRequest, keelsonv1.Volume]
 	setSchedule    *connect.Client[keelsonv1.SetScheduleRequest, keelsonv1.SetScheduleResponse]
+	createGroup    *connect.Client[keelsonv1.CreateGroupRequest, keelsonv1.SnapshotGroup]
+	getGroup       *connect.Client[keelsonv1.GetGroupRequest, keelsonv1.SnapshotGroup]
+	deleteGroup    *connect.Client[keelsonv1.DeleteGroupRequest, keelsonv1.DeleteGroupResponse]
+	attachSnapshot *connect.Client[keelsonv1.AttachSnapshotRequest, keelsonv1.AttachSnapshotResponse]
+	detachSnapshot *connect.Client[keelsonv1.DetachSnapshotRequest, keelsonv1.DetachSnapshotResponse]
 }
 
 // CreateSnapshot calls keelson.v1.SnapshotService.CreateSnapshot.
@@ -185,6 +245,51 @@ func (c *snapshotServiceClient) SetSchedule(ctx context.Context, req *keelsonv1.
 	return nil, err
 }
 
+// CreateGroup calls keelson.v1.SnapshotService.CreateGroup.
+func (c *snapshotServiceClient) CreateGroup(ctx context.Context, req *keelsonv1.CreateGroupRequest) (*keelsonv1.SnapshotGroup, error) {
+	response, err := c.createGroup.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetGroup calls keelson.v1.SnapshotService.GetGroup.
+func (c *snapshotServiceClient) GetGroup(ctx context.Context, req *keelsonv1.GetGroupRequest) (*keelsonv1.SnapshotGroup, error) {
+	response, err := c.getGroup.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteGroup calls keelson.v1.SnapshotService.DeleteGroup.
+func (c *snapshotServiceClient) DeleteGroup(ctx context.Context, req *keelsonv1.DeleteGroupRequest) (*keelsonv1.DeleteGroupResponse, error) {
+	response, err := c.deleteGroup.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// AttachSnapshot calls keelson.v1.SnapshotService.AttachSnapshot.
+func (c *snapshotServiceClient) AttachSnapshot(ctx context.Context, req *keelsonv1.AttachSnapshotRequest) (*keelsonv1.AttachSnapshotResponse, error) {
+	response, err := c.attachSnapshot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DetachSnapshot calls keelson.v1.SnapshotService.DetachSnapshot.
+func (c *snapshotServiceClient) DetachSnapshot(ctx context.Context, req *keelsonv1.DetachSnapshotRequest) (*keelsonv1.DetachSnapshotResponse, error) {
+	response, err := c.detachSnapshot.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // SnapshotServiceHandler is an implementation of the keelson.v1.SnapshotService service.
 type SnapshotServiceHandler interface {
 	// CreateSnapshot answers when the snapshot is there. Asking again for one that is, or is being, taken is no error.
@@ -199,6 +304,16 @@ type SnapshotServiceHandler interface {
 	CloneVolume(context.Context, *keelsonv1.CloneVolumeRequest) (*keelsonv1.Volume, error)
 	// SetSchedule says when snapshots of a volume are taken by themselves.
 	SetSchedule(context.Context, *keelsonv1.SetScheduleRequest) (*keelsonv1.SetScheduleResponse, error)
+	// CreateGroup takes snapshots of several volumes at one moment, and answers when all are there. Asking again for the same group is no
+	// error. Either all of them are there in the end or none.
+	CreateGroup(context.Context, *keelsonv1.CreateGroupRequest) (*keelsonv1.SnapshotGroup, error)
+	GetGroup(context.Context, *keelsonv1.GetGroupRequest) (*keelsonv1.SnapshotGroup, error)
+	// DeleteGroup answers when all snapshots of a group are gone.
+	DeleteGroup(context.Context, *keelsonv1.DeleteGroupRequest) (*keelsonv1.DeleteGroupResponse, error)
+	// AttachSnapshot shows a snapshot to a node as a device that can't be written to. Asking again for the same node is no error.
+	AttachSnapshot(context.Context, *keelsonv1.AttachSnapshotRequest) (*keelsonv1.AttachSnapshotResponse, error)
+	// DetachSnapshot takes the device away. It is refused while that is in use.
+	DetachSnapshot(context.Context, *keelsonv1.DetachSnapshotRequest) (*keelsonv1.DetachSnapshotResponse, error)
 }
 
 // NewSnapshotServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -244,6 +359,36 @@ func NewSnapshotServiceHandler(svc SnapshotServiceHandler, opts ...connect.Handl
 		connect.WithSchema(snapshotServiceMethods.ByName("SetSchedule")),
 		connect.WithHandlerOptions(opts...),
 	)
+	snapshotServiceCreateGroupHandler := connect.NewUnaryHandlerSimple(
+		SnapshotServiceCreateGroupProcedure,
+		svc.CreateGroup,
+		connect.WithSchema(snapshotServiceMethods.ByName("CreateGroup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	snapshotServiceGetGroupHandler := connect.NewUnaryHandlerSimple(
+		SnapshotServiceGetGroupProcedure,
+		svc.GetGroup,
+		connect.WithSchema(snapshotServiceMethods.ByName("GetGroup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	snapshotServiceDeleteGroupHandler := connect.NewUnaryHandlerSimple(
+		SnapshotServiceDeleteGroupProcedure,
+		svc.DeleteGroup,
+		connect.WithSchema(snapshotServiceMethods.ByName("DeleteGroup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	snapshotServiceAttachSnapshotHandler := connect.NewUnaryHandlerSimple(
+		SnapshotServiceAttachSnapshotProcedure,
+		svc.AttachSnapshot,
+		connect.WithSchema(snapshotServiceMethods.ByName("AttachSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
+	snapshotServiceDetachSnapshotHandler := connect.NewUnaryHandlerSimple(
+		SnapshotServiceDetachSnapshotProcedure,
+		svc.DetachSnapshot,
+		connect.WithSchema(snapshotServiceMethods.ByName("DetachSnapshot")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/keelson.v1.SnapshotService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case SnapshotServiceCreateSnapshotProcedure:
@@ -258,6 +403,16 @@ func NewSnapshotServiceHandler(svc SnapshotServiceHandler, opts ...connect.Handl
 			snapshotServiceCloneVolumeHandler.ServeHTTP(w, r)
 		case SnapshotServiceSetScheduleProcedure:
 			snapshotServiceSetScheduleHandler.ServeHTTP(w, r)
+		case SnapshotServiceCreateGroupProcedure:
+			snapshotServiceCreateGroupHandler.ServeHTTP(w, r)
+		case SnapshotServiceGetGroupProcedure:
+			snapshotServiceGetGroupHandler.ServeHTTP(w, r)
+		case SnapshotServiceDeleteGroupProcedure:
+			snapshotServiceDeleteGroupHandler.ServeHTTP(w, r)
+		case SnapshotServiceAttachSnapshotProcedure:
+			snapshotServiceAttachSnapshotHandler.ServeHTTP(w, r)
+		case SnapshotServiceDetachSnapshotProcedure:
+			snapshotServiceDetachSnapshotHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -289,4 +444,24 @@ func (UnimplementedSnapshotServiceHandler) CloneVolume(context.Context, *keelson
 
 func (UnimplementedSnapshotServiceHandler) SetSchedule(context.Context, *keelsonv1.SetScheduleRequest) (*keelsonv1.SetScheduleResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelson.v1.SnapshotService.SetSchedule is not implemented"))
+}
+
+func (UnimplementedSnapshotServiceHandler) CreateGroup(context.Context, *keelsonv1.CreateGroupRequest) (*keelsonv1.SnapshotGroup, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelson.v1.SnapshotService.CreateGroup is not implemented"))
+}
+
+func (UnimplementedSnapshotServiceHandler) GetGroup(context.Context, *keelsonv1.GetGroupRequest) (*keelsonv1.SnapshotGroup, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelson.v1.SnapshotService.GetGroup is not implemented"))
+}
+
+func (UnimplementedSnapshotServiceHandler) DeleteGroup(context.Context, *keelsonv1.DeleteGroupRequest) (*keelsonv1.DeleteGroupResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelson.v1.SnapshotService.DeleteGroup is not implemented"))
+}
+
+func (UnimplementedSnapshotServiceHandler) AttachSnapshot(context.Context, *keelsonv1.AttachSnapshotRequest) (*keelsonv1.AttachSnapshotResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelson.v1.SnapshotService.AttachSnapshot is not implemented"))
+}
+
+func (UnimplementedSnapshotServiceHandler) DetachSnapshot(context.Context, *keelsonv1.DetachSnapshotRequest) (*keelsonv1.DetachSnapshotResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("keelson.v1.SnapshotService.DetachSnapshot is not implemented"))
 }
