@@ -22,12 +22,14 @@ CHAOS_FLAGS ?=
 KILLS       ?= 100
 # Of `make e2e`: which cases, as a regular expression; all if empty.
 CASES       ?=
+# Of `make system`: the tests of what stands on the volumes, as a regular expression.
+SERVICES    := ^Test(CSI|Inline|Doctor|Orphan|Probe|SupportBundle|FailoverOfPods|Metadata|Encrypted|NothingOf|Group|BadGroups|AttachedSnapshot|Snapshots|BadRequestsForSnapshots)
 # Of `make bench`: full or short; and more flags of test/perf, such as -only=io or -record.
 BENCH       ?= full
 BENCH_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build image deps test lint unit model model-quick model-rules sim sim-mutants sim-mutants-quick system takeover chaos kube e2e fuzz vuln bench demo clean
+.PHONY: help build image deps test lint unit model model-quick model-rules sim sim-mutants sim-mutants-quick system system-engine system-services takeover chaos kube e2e fuzz vuln bench demo clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,7 +77,15 @@ sim-mutants-quick: ## the same for a few that are found at once: the checks can 
 	cd test/sim && $(CURDIR)/bin/mutants.test -test.timeout 300s -test.run '^TestMutant(s|Names)$$' -mutant-quick -mutant-seeds 400
 
 system: deps build ## system tests: real daemons in network namespaces (needs root)
-	KEELSON_BIN=$(CURDIR)/$(BIN) $(GO) test ./test/system/... ./test/chaos -p 1 -count=1 -timeout 780s
+	@$(MAKE) --no-print-directory -j2 --output-sync=line system-engine system-services
+
+# The system tests in two halves that run side by side, each with labs of its own: they wait more than they work.
+system-engine:
+	KEELSON_BIN=$(CURDIR)/$(BIN) $(GO) test ./test/system -skip '$(SERVICES)' -count=1 -timeout 900s
+
+system-services:
+	KEELSON_BIN=$(CURDIR)/$(BIN) KEELSON_LAB=services $(GO) test ./test/system -run '$(SERVICES)' -count=1 -timeout 900s
+	KEELSON_BIN=$(CURDIR)/$(BIN) $(GO) test ./test/system/*/ ./test/chaos -p 1 -count=1 -timeout 900s
 
 chaos: deps build ## kill, stop, cut, fill and crash for MINUTES=n under verified load; CHAOS_SEED=x repeats a plan (needs root)
 	KEELSON_BIN=$(CURDIR)/$(BIN) $(GO) run ./test/chaos -minutes $(MINUTES) -seed $(CHAOS_SEED) -logs dist/chaos-logs $(CHAOS_FLAGS)

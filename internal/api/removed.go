@@ -4,8 +4,11 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
+
+	"connectrpc.com/connect"
 
 	"keelson.io/keelson/internal/pki"
 	"keelson.io/keelson/internal/spec"
@@ -21,6 +24,14 @@ type removed struct {
 	cluster spec.Cluster
 }
 
+// removedText is what every refusal of a removed node says.
+const removedText = "was removed from the cluster"
+
+// IsRemoved reports whether the error of a call says that the node that made it was removed from the cluster.
+func IsRemoved(err error) bool {
+	return connect.CodeOf(err) == connect.CodeUnauthenticated && strings.Contains(err.Error(), removedText)
+}
+
 // refuses returns an error for the certificate of a node that was removed.
 func (s *Server) refuses(ctx context.Context, node string, cert *x509.Certificate) error {
 	r := &s.removed
@@ -32,7 +43,7 @@ func (s *Server) refuses(ctx context.Context, node string, cert *x509.Certificat
 		}
 	}
 	if r.cluster.Refuses(node, pki.Issued(cert)) {
-		return fmt.Errorf("%w: node %s was removed from the cluster; to take it in again, wipe it and join with a new token", errUnauthenticated, node)
+		return fmt.Errorf("%w: node %s %s; to take it in again, wipe it and join with a new token", errUnauthenticated, node, removedText)
 	}
 	return nil
 }

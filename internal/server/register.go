@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -74,13 +75,19 @@ func (m MetadataConfig) tls() (*tls.Config, error) {
 // registerRetry is the pause before the metadata is asked again.
 const registerRetry = 500 * time.Millisecond
 
+// removedAsked is after how many tries in vain the other nodes are asked whether this one was removed.
+const removedAsked = 8
+
 // register makes sure that the records of the cluster and of this node are in the metadata and say
 // what the configuration says. It waits until the metadata answers. Every child that needs the
 // records calls it.
 func register(ctx context.Context, cfg Config, st State, store meta.Store, log *slog.Logger) error {
 	said := false
-	for {
+	for try := 0; ; try++ {
 		err := registerOnce(ctx, cfg, st, store)
+		if errors.Is(err, meta.ErrUnavailable) && try%removedAsked == 0 {
+			err = cmp.Or(toldRemoved(ctx, cfg, st), err)
+		}
 		if err == nil || errors.Is(err, ErrPermanent) {
 			return err
 		}

@@ -1,18 +1,24 @@
 package server
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
 
+	"keelson.io/keelson/internal/api"
+	pb "keelson.io/keelson/internal/api/keelsonv1"
 	"keelson.io/keelson/internal/pki"
 	"keelson.io/keelson/internal/spec"
 )
 
 // errRemoved: the node was removed from the cluster.
-var errRemoved = errors.New("this node was removed from the cluster")
+var errRemoved = errors.New("this node was removed from the cluster; to take it in again, wipe it with `keelson node wipe`, and join with a new token")
+
+// removedWait bounds how long one node is asked whether this one was removed.
+const removedWait = 3 * time.Second
 
 // stillWelcome refuses to register a node that was removed: it would come back by merely being started.
 func stillWelcome(cfg Config, st State, c spec.Cluster) error {
@@ -28,7 +34,28 @@ func stillWelcome(cfg Config, st State, c spec.Cluster) error {
 		return err
 	}
 	if c.Refuses(st.Node, pki.Issued(p.Cert)) {
-		return permanent(fmt.Errorf("%w; to take it in again, wipe it with `keelson node wipe`, and join with a new token", errRemoved))
+		return permanent(errRemoved)
+	}
+	return nil
+}
+
+// toldRemoved asks the other nodes whether this one was removed: the metadata's ports are shut to one that was, and say nothing. The error
+// is nil if nobody says so.
+func toldRemoved(ctx context.Context, cfg Config, st State) error {
+	for _, peer := range st.Peers {
+		c, err := peerClient(cfg.DataDir, peer)
+		if err != nil {
+			return nil
+		}
+		asking, cancel := context.WithTimeout(ctx, removedWait)
+		_, err = c.Nodes.ListNodes(asking, &pb.ListNodesRequest{})
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if api.IsRemoved(err) {
+			return permanent(errRemoved)
+		}
 	}
 	return nil
 }
