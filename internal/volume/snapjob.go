@@ -37,13 +37,25 @@ func (s *snapshotter) stepJobs() {
 		}
 	}
 	if rec.Restore != nil {
-		if x := rec.SnapshotByName(rec.Restore.Snapshot); x != nil && x.State == spec.SnapshotReady && x.Size == s.v.size {
+		if x := s.restorable(); x != nil {
 			s.restore.begin(x)
 			return
 		}
 		s.v.log.Error("the snapshot to restore isn't there", "snapshot", rec.Restore.Snapshot)
 	}
 	s.again(snapRetry)
+}
+
+// restorable returns the snapshot that the volume is to become; nil if it can't, or there is none.
+func (s *snapshotter) restorable() *spec.Snapshot {
+	rec := &s.v.rec
+	if rec.Restore == nil {
+		return nil
+	}
+	if x := rec.SnapshotByName(rec.Restore.Snapshot); x != nil && x.State == spec.SnapshotReady && x.Size == s.v.size {
+		return x
+	}
+	return nil
 }
 
 // clone asks every in-sync member that hasn't done so to make its copy of the clone.
@@ -151,7 +163,7 @@ func (r *restoring) next() {
 	switch {
 	case v.phase == lost || v.phase == detached:
 		return
-	case v.phase != serving || r.s.takes() || r.s.group.asks():
+	case v.phase != serving:
 		r.s.again(0)
 		return
 	case r.column == len(v.columns):

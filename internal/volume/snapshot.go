@@ -170,6 +170,8 @@ func (s *snapshotter) step() {
 			}
 			s.done()
 		})
+	case s.restorable() != nil:
+		s.stepJobs() // a snapshot of a volume that is half restored is of no use to anybody
 	case s.takes():
 		s.take()
 	case s.deletes():

@@ -209,7 +209,7 @@ func TestMetadataMemberIsReplaced(t *testing.T) {
 // hasMembers waits until those nodes are the voting members of the metadata.
 func (c *cluster) hasMembers(node string, want ...string) {
 	c.T.Helper()
-	c.Eventually(90*time.Second, fmt.Sprintf("the members are %v", want), func() error {
+	c.Eventually(3*time.Minute, fmt.Sprintf("the members are %v", want), func() error {
 		var st struct {
 			Metadata []struct {
 				Name             string
