@@ -157,7 +157,7 @@ func (v *vol) checkContent(k *replicaCopy, when string) {
 // (invariant 5).
 func (v *vol) checkIdentical() {
 	a := v.attachment()
-	if a == nil || len(v.pendingAt()) > 0 {
+	if a == nil || len(v.pendingAt()) > 0 || v.rec.Restore != nil {
 		return
 	}
 	if st := a.vol.Status(); !st.Serving || st.Unreconciled > 0 || v.loss[0] {
