@@ -34,50 +34,56 @@ func loops() ([]loop, error) {
 	}
 	var out []loop
 	for _, d := range dirs {
-		path, err := os.ReadFile(filepath.Join(d, "backing_file"))
-		if err != nil {
-			continue // detached meanwhile
+		if lo, err := loopAt("/dev/" + filepath.Base(filepath.Dir(d))); err == nil { // else detached meanwhile
+			out = append(out, lo)
 		}
-		lo := loop{
-			device: "/dev/" + filepath.Base(filepath.Dir(d)),
-			path:   strings.TrimSuffix(strings.TrimSpace(string(path)), " (deleted)"),
-		}
-		if f, err := os.Open(lo.device); err == nil {
-			if info, err := unix.IoctlLoopGetStatus64(int(f.Fd())); err == nil {
-				lo.file = fileID{info.Device, info.Inode}
-				lo.name, _, _ = strings.Cut(string(info.File_name[:]), "\x00")
-			}
-			f.Close()
-		}
-		out = append(out, lo)
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].device < out[j].device })
 	return out, nil
 }
 
+// loopAt returns what the device is attached to, and an error if that is nothing.
+func loopAt(device string) (loop, error) {
+	path, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/loop/backing_file")
+	if err != nil {
+		return loop{}, err
+	}
+	lo := loop{device: device, path: strings.TrimSuffix(strings.TrimSpace(string(path)), " (deleted)")}
+	if f, err := os.Open(device); err == nil {
+		defer f.Close()
+		if info, err := unix.IoctlLoopGetStatus64(int(f.Fd())); err == nil {
+			lo.file = fileID{info.Device, info.Inode}
+			lo.name, _, _ = strings.Cut(string(info.File_name[:]), "\x00")
+		}
+	}
+	return lo, nil
+}
+
 // labLoops returns the loop devices over files in dir, over files of FUSE file systems that only
 // the given processes have mounted, and those of volumes whose FUSE file system nobody has mounted
-// any more: of nodes that were killed by other hands.
+// any more: of nodes that were killed by other hands. Other labs attach and detach meanwhile, so only what nobody has mounted
+// before and after the devices were listed is an orphan.
 func labLoops(dir string, pids []int) ([]loop, error) {
+	before := FUSEDevices()
 	all, err := loops()
 	if err != nil || len(all) == 0 {
 		return nil, err
 	}
+	after := FUSEDevices()
 	files, err := filesIn(dir)
 	if err != nil {
 		return nil, err
 	}
-	hosts := fuseDevices(os.Getpid())
+	hosts := FUSEDevicesOf(0)
 	mine := map[uint64]bool{}
 	for _, pid := range pids {
-		for dev := range fuseDevices(pid) {
+		for dev := range FUSEDevicesOf(pid) {
 			mine[dev] = !hosts[dev]
 		}
 	}
-	everyones := allFuseDevices()
 	var out []loop
 	for _, lo := range all {
-		orphan := strings.HasPrefix(lo.name, frontendMark) && !everyones[lo.file.dev]
+		orphan := strings.HasPrefix(lo.name, frontendMark) && !before[lo.file.dev] && !after[lo.file.dev]
 		if orphan || files[lo.file] || mine[lo.file.dev] || below(lo.path, dir) || below(lo.name, dir) {
 			out = append(out, lo)
 		}
@@ -109,31 +115,45 @@ func filesIn(dir string) (map[fileID]bool, error) {
 // frontendMark is what the names begin with that the engine gives its loop devices.
 const frontendMark = "keelson:"
 
-// allFuseDevices is fuseDevices of all processes together.
-func allFuseDevices() map[uint64]bool {
+// FUSEDevices returns the device numbers of the FUSE file systems that any process sees mounted.
+func FUSEDevices() map[uint64]bool {
+	all := processes(func(int) bool { return true })
+	return fuseDevices(all, func(pid int) string { return namespace(pid, "mnt") }, mounts)
+}
+
+// fuseDevices reads the mounts of one process of each namespace. A process may end before they are read: they are then read from
+// the next one of its namespace.
+func fuseDevices(pids []int, namespace func(pid int) string, mounts func(pid int) []mount) map[uint64]bool {
 	out, seen := map[uint64]bool{}, map[string]bool{}
-	for _, pid := range processes(func(int) bool { return true }) {
-		if ns := namespace(pid, "mnt"); ns == "" || seen[ns] {
+	for _, pid := range pids {
+		ns := namespace(pid)
+		if ns == "" || seen[ns] {
 			continue
-		} else {
-			seen[ns] = true
 		}
-		for dev := range fuseDevices(pid) {
-			out[dev] = true
-		}
+		list := mounts(pid)
+		seen[ns] = len(list) > 0
+		addFuse(out, list)
 	}
 	return out
 }
 
-// fuseDevices returns the device numbers of the FUSE file systems that the process sees mounted.
-func fuseDevices(pid int) map[uint64]bool {
+// FUSEDevicesOf returns the device numbers of the FUSE file systems that the process sees mounted; 0 is the calling one.
+func FUSEDevicesOf(pid int) map[uint64]bool {
 	out := map[uint64]bool{}
-	for _, m := range mounts(pid) {
-		if strings.HasPrefix(m.fsType, "fuse") {
-			out[m.dev] = true
-		}
+	if pid == 0 {
+		addFuse(out, mountsHere())
+	} else {
+		addFuse(out, mounts(pid))
 	}
 	return out
+}
+
+func addFuse(to map[uint64]bool, list []mount) {
+	for _, m := range list {
+		if strings.HasPrefix(m.fsType, "fuse") {
+			to[m.dev] = true
+		}
+	}
 }
 
 type mount struct {
@@ -228,12 +248,16 @@ func detach(list []loop) error {
 	return errors.Join(errs...)
 }
 
+// clearLoop ends the loop device, unless its number has come to stand for another file meanwhile.
 func clearLoop(lo loop) error {
 	f, err := os.Open(lo.device)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if info, err := unix.IoctlLoopGetStatus64(int(f.Fd())); err == nil && lo.file != (fileID{}) && lo.file != (fileID{info.Device, info.Inode}) {
+		return nil
+	}
 	err = unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0)
 	if err != nil && !errors.Is(err, unix.ENXIO) {
 		return fmt.Errorf("detach %s (%s): %w", lo.device, lo.path, err)
@@ -243,9 +267,6 @@ func clearLoop(lo loop) error {
 
 // inUse says whether the device is still attached to the same file.
 func (lo loop) inUse() bool {
-	b, err := os.ReadFile("/sys/block/" + filepath.Base(lo.device) + "/loop/backing_file")
-	if err != nil {
-		return false
-	}
-	return strings.TrimSuffix(strings.TrimSpace(string(b)), " (deleted)") == lo.path
+	now, err := loopAt(lo.device)
+	return err == nil && now.path == lo.path && (now.file == lo.file || now.file == fileID{})
 }

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -33,5 +34,16 @@ func TestMountsInANewPIDNamespace(t *testing.T) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// TestMountsOfAProcessThatEnds doesn't take a namespace for one without mounts because its first process ended in between: whatever
+// is attached there would then pass for left behind, and be taken from a node that works.
+func TestMountsOfAProcessThatEnds(t *testing.T) {
+	namespaces := map[int]string{10: "a", 11: "b", 12: "b", 13: "b"}
+	mounted := map[int][]mount{10: {{dev: 1, fsType: "fuse"}}, 12: {{dev: 2, fsType: "fuse.keelson"}, {dev: 3, fsType: "xfs"}}}
+	got := fuseDevices([]int{9, 10, 11, 12, 13}, func(pid int) string { return namespaces[pid] }, func(pid int) []mount { return mounted[pid] })
+	if want := (map[uint64]bool{1: true, 2: true}); !maps.Equal(got, want) {
+		t.Errorf("FUSE file systems %v, want %v", got, want)
 	}
 }

@@ -30,7 +30,7 @@ const volumeMark = "keelson:"
 // removeLoops frees the devices of volumes whose node is gone: those that came since, and whose file system nobody has mounted.
 // Those of pools go by themselves, with their mounts, and are waited for.
 func removeLoops(dir string, before []string) error {
-	mounted, files := fuseDevices(), poolFiles(dir)
+	mounted, files := lab.FUSEDevices(), poolFiles(dir)
 	ours := func(name string) bool {
 		info, err := loopInfo(name)
 		if err != nil || slices.Contains(before, name) {
@@ -93,50 +93,11 @@ func abortFUSE(mine map[uint64]bool, before []string) error {
 			continue
 		}
 		if mounted == nil {
-			mounted = fuseDevices()
+			mounted = lab.FUSEDevices()
 		}
 		if !mounted[info.Device] {
 			ended[info.Device] = true
 		}
 	}
 	return lab.AbortFUSE(slices.Collect(maps.Keys(ended)))
-}
-
-// fuseDevices are the FUSE file systems that any process sees mounted, by device number.
-func fuseDevices() map[uint64]bool {
-	out := map[uint64]bool{}
-	seen := map[string]bool{}
-	files, _ := filepath.Glob("/proc/[0-9]*/mountinfo")
-	for _, name := range files {
-		ns, err := os.Readlink(filepath.Join(filepath.Dir(name), "ns/mnt"))
-		if err != nil || seen[ns] {
-			continue
-		}
-		seen[ns] = true
-		for dev := range fuseMounts(name) {
-			out[dev] = true
-		}
-	}
-	return out
-}
-
-// fuseMounts reads the FUSE file systems of one mount namespace.
-func fuseMounts(mountinfo string) map[uint64]bool {
-	b, err := os.ReadFile(mountinfo)
-	if err != nil {
-		return nil
-	}
-	out := map[uint64]bool{}
-	for line := range strings.Lines(string(b)) {
-		left, right, _ := strings.Cut(line, " - ")
-		f := strings.Fields(left)
-		if len(f) < 5 || !strings.HasPrefix(right, "fuse") {
-			continue
-		}
-		var major, minor uint32
-		if _, err := fmt.Sscanf(f[2], "%d:%d", &major, &minor); err == nil {
-			out[unix.Mkdev(major, minor)] = true
-		}
-	}
-	return out
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"keelson.io/keelson/internal/lab"
 )
 
 // record is what has to be undone, in a file, so that another process can do it.
@@ -106,11 +108,11 @@ const endLimit = time.Minute
 func (r *record) kill() error {
 	mine := map[uint64]bool{}
 	for _, p := range r.Processes {
-		for dev := range fuseMounts(fmt.Sprintf("/proc/%d/mountinfo", p.PID)) {
+		for dev := range lab.FUSEDevicesOf(p.PID) {
 			mine[dev] = true
 		}
 	}
-	for dev := range fuseMounts("/proc/self/mountinfo") {
+	for dev := range lab.FUSEDevicesOf(0) {
 		delete(mine, dev)
 	}
 	for _, p := range r.Processes {
