@@ -82,10 +82,10 @@ system: deps build ## system tests: real daemons in network namespaces (needs ro
 # The system tests in two halves that run side by side, each with labs of its own: they wait more than they work.
 system-engine:
 	KEELSON_BIN=$(CURDIR)/$(BIN) $(GO) test ./test/system -skip '$(SERVICES)' -count=1 -timeout 900s
+	KEELSON_BIN=$(CURDIR)/$(BIN) $(GO) test ./test/system/*/ ./test/chaos -p 1 -count=1 -timeout 900s
 
 system-services:
 	KEELSON_BIN=$(CURDIR)/$(BIN) KEELSON_LAB=services $(GO) test ./test/system -run '$(SERVICES)' -count=1 -timeout 900s
-	KEELSON_BIN=$(CURDIR)/$(BIN) $(GO) test ./test/system/*/ ./test/chaos -p 1 -count=1 -timeout 900s
 
 chaos: deps build ## kill, stop, cut, fill and crash for MINUTES=n under verified load; CHAOS_SEED=x repeats a plan (needs root)
 	KEELSON_BIN=$(CURDIR)/$(BIN) $(GO) run ./test/chaos -minutes $(MINUTES) -seed $(CHAOS_SEED) -logs dist/chaos-logs $(CHAOS_FLAGS)

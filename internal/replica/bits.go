@@ -78,4 +78,6 @@ func (m *blockMap) clear(from, n int) {
 	}
 }
 
+func (m *blockMap) has(i int) bool { return m[i>>6]&(1<<(i&63)) != 0 }
+
 func (m *blockMap) set(i int) { m[i>>6] |= 1 << (i & 63) }

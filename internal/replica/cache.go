@@ -40,6 +40,9 @@ type ent struct {
 	// writing: a copy of the sums is on its way to the file. Invariant: such a one isn't evicted, so a chunk
 	// is never read while it is written.
 	writing bool
+	// unread blocks couldn't be read when the sums were recomputed: their sums say nothing about the data, which may well be what was
+	// acknowledged. Invariant: a chunk with such blocks is suspect, so that whoever loads its sums next recomputes them.
+	unread  blockMap
 	users   int32    // requests that hold it
 	busy    blockMap // blocks that are being changed
 	waiters opList   // requests that wait for entReady
@@ -90,7 +93,7 @@ func (c *cache) acquire(chunk int64, o *op) *ent {
 		e.unlink()
 		e.linkAfter(&c.lru)
 	}
-	if e.state == entReady && c.r.suspect.has(chunk) {
+	if e.state == entReady && c.unknown(e) {
 		if e.users > 0 {
 			e.waiters.push(o)
 			return nil
@@ -109,7 +112,7 @@ func (c *cache) acquire(chunk int64, o *op) *ent {
 func (c *cache) release(e *ent) {
 	e.users--
 	if e.users == 0 && e.state == entReady && !e.waiters.empty() {
-		if c.r.suspect.has(e.chunk) {
+		if c.unknown(e) {
 			c.r.recompute(e)
 		} else {
 			c.wake(e)
@@ -119,6 +122,9 @@ func (c *cache) release(e *ent) {
 		c.retry()
 	}
 }
+
+// unknown says that e's sums have to be recomputed.
+func (c *cache) unknown(e *ent) bool { return c.r.suspect.has(e.chunk) && e.unread == (blockMap{}) }
 
 func (e *ent) unlink() {
 	e.prev.next, e.next.prev = e.next, e.prev
@@ -188,7 +194,7 @@ func (c *cache) evict() {
 func (c *cache) drop(e *ent) {
 	delete(c.ents, e.chunk)
 	e.unlink()
-	e.dirty, e.busy = false, blockMap{}
+	e.dirty, e.busy, e.unread = false, blockMap{}, blockMap{}
 	e.next = c.free
 	c.free = e
 }

@@ -47,6 +47,7 @@ func (r *Replica) readDone(o *op, n int, err error) {
 	}
 	req := o.req
 	clear(req.Data[n:])
+	r.adopt(o, req.Off/block.Size, req.Data, req.Sums)
 	status := wire.StatusOK
 	for i, s := range req.Sums {
 		if !block.Intact(req.Data[i*block.Size:(i+1)*block.Size], s) && !invariant.Mutant("sum-not-verified") {
@@ -141,6 +142,10 @@ func (o *op) ioDone(n int, err error) {
 			clear(e.sums[from : from+n])
 		}
 		r.cache.markDirty(e)
+		if e.unread != (blockMap{}) {
+			e.unread.clear(from, n)
+			r.known(e)
+		}
 		if len(r.snaps.apart.shared) > 0 {
 			r.snaps.apart.changed(e.chunk)
 		}
@@ -179,6 +184,7 @@ func (r *Replica) changeFailed(o *op, err error) {
 	r.ioFailed(o.req.Kind.String(), o, err)
 	for i := range o.n {
 		r.suspect.add(o.chunk + int64(i))
+		o.ent[i].unread = blockMap{} // all are recomputed
 	}
 	r.flush.wrote(o.req.Period)
 	r.finish(o, statusOf(err))
@@ -207,6 +213,9 @@ func (r *Replica) answerSums(o *op) {
 	}
 	if b := r.bad[o.chunk]; b != nil {
 		req.Bad = *b
+	}
+	for i, unread := range o.ent[0].unread {
+		req.Bad[i] |= unread
 	}
 	r.finish(o, wire.StatusOK)
 }

@@ -3,6 +3,7 @@ package replica
 import (
 	"keelson.io/keelson/internal/aio"
 	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/invariant"
 )
 
 const (
@@ -31,6 +32,7 @@ type recomputing struct {
 	// were damaged at rest: then a block counts only if its stored sum vouches for it.
 	suspect bool
 	bad     blockMap
+	unread  blockMap
 }
 
 // recompute makes the sums of e from its data. Nobody holds e.
@@ -108,11 +110,14 @@ func (rc *recomputing) readAgain(n int, err error) {
 	rc.tryMissed()
 }
 
-// lost notes that block i can't be read: another copy's has to take its place. Until it is written, reads of it fail.
+// lost notes that block i can't be read: until it can, or is written, reads of it fail.
 func (rc *recomputing) lost(i int) {
 	rc.r.stats.IOErrors++
 	rc.r.log.Error("a block can't be read to recompute its checksum", "chunk", rc.e.chunk, "block", i)
 	rc.bad.set(i)
+	if rc.suspect && !invariant.Mutant("unread-block-keeps-sum") {
+		rc.unread.set(i)
+	}
 	if stored := &rc.e.sums[i]; *stored == 0 {
 		*stored = 1 // not zeros
 	}
@@ -151,11 +156,8 @@ func (rc *recomputing) done(err error) {
 		if !rc.suspect {
 			r.log.Error("stored checksums were damaged; blocks that they don't vouch for have to be repaired from another copy", "chunk", e.chunk)
 		}
-		r.suspect.remove(e.chunk)
-		e.dirty = true
-		if r.cp.o != nil {
-			r.cp.late.add(e.chunk)
-		}
+		e.unread = rc.unread
+		r.known(e)
 		if rc.bad != (blockMap{}) {
 			if r.bad == nil {
 				r.bad = make(map[int64]*blockMap)
@@ -168,5 +170,34 @@ func (rc *recomputing) done(err error) {
 		next := r.rcQueue[0]
 		r.rcQueue = r.rcQueue[1:]
 		r.recompute(next)
+	}
+}
+
+// known notes that sums of e were found. The chunk is suspect for as long as there are others that weren't.
+func (r *Replica) known(e *ent) {
+	if e.unread == (blockMap{}) {
+		r.suspect.remove(e.chunk)
+	}
+	e.dirty = true
+	if r.cp.o != nil {
+		r.cp.late.add(e.chunk)
+	}
+}
+
+// adopt takes the blocks that couldn't be read when the sums of their chunks were recomputed, and that o has read now from block number
+// at on, as they are. Sums are those that o answers with.
+func (r *Replica) adopt(o *op, at int64, data []byte, sums []uint64) {
+	if r.suspect.count == 0 {
+		return
+	}
+	for k := range len(data) / block.Size {
+		b := at + int64(k)
+		e, i := o.ent[b/block.PerChunk-o.chunk], int(b%block.PerChunk)
+		if e.unread.has(i) && !e.busy.has(i) {
+			sums[k] = block.Sum(data[k*block.Size : (k+1)*block.Size])
+			e.sums[i] = sums[k]
+			e.unread.clear(i, 1)
+			r.known(e)
+		}
 	}
 }

@@ -117,6 +117,7 @@ type op struct {
 	// sums are what the chunk that is being restored gets; clone is the clone that is being made.
 	sums   []uint64
 	clone  *cloning
+	level  *level // the snapshot that it changes, which stays open meanwhile
 	status wire.Status
 }
 
@@ -396,6 +397,10 @@ func (r *Replica) answer(o *op) {
 	}
 	if req.Kind != wire.KindFence {
 		r.inflight--
+	}
+	if l := o.level; l != nil {
+		o.level = nil
+		l.release()
 	}
 	r.putOp(o)
 	req.Status = status

@@ -6,13 +6,16 @@ import (
 	"keelson.io/keelson/internal/wire"
 )
 
-// own returns the snapshot that the request is about, if it reaches as far as the request's chunk; or fails the request.
+// own returns the snapshot that the request is about, and keeps it open until the request ends, if it reaches as far as the request's
+// chunk; or fails the request.
 func (r *Replica) own(o *op) *level {
 	l := r.snaps.find(o.req.Period)
 	if l == nil || o.chunk >= l.chunks {
 		r.finish(o, wire.StatusNotFound)
 		return nil
 	}
+	l.refs++
+	o.level = l
 	return l
 }
 

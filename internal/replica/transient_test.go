@@ -104,3 +104,49 @@ func TestShortFailureOfJournalAndGens(t *testing.T) {
 		}
 	}
 }
+
+// What can't be read while the sums of its chunk are recomputed after a crash isn't given up: it was acknowledged, perhaps, and nobody
+// else has it. When the disk works again it is there, also after one more crash.
+func TestRecomputeOutlivesLongFailure(t *testing.T) {
+	for _, crash := range []bool{false, true} {
+		g := newRig(t, 1, testSize)
+		g.create()
+		g.fence()
+		g.write(0, fill(100, 8*block.Size))
+		g.checkpoint()
+		for b := range int64(4) {
+			g.write(b*block.Size, fill(uint64(b+1), block.Size))
+		}
+		g.n.Crash()
+		g.reopen()
+		g.fence()
+		d := g.n.Disk()
+		for b := range int64(3) {
+			if !d.BreakSector(file(headName), b*block.Size) {
+				t.Fatal("nothing to break")
+			}
+		}
+		if q := g.read(0, block.Size); q.Status != wire.StatusIOError {
+			t.Fatalf("a block that can't be read: %v", q.Status)
+		}
+		g.write(2*block.Size, fill(7, block.Size)) // which mends the sector
+		if bad := g.sums(0).Bad[0]; bad&0b11 != 0b11 {
+			t.Errorf("sums of what can't be read are said to be good: %b", bad)
+		}
+		g.checkpoint()
+		if crash {
+			g.n.Crash()
+			g.reopen()
+			g.fence()
+		}
+		d.HealSectors()
+		for b, seed := range []uint64{1, 2, 7, 4} {
+			if q := g.read(int64(b)*block.Size, block.Size); q.Status != wire.StatusOK || string(q.Data) != string(fill(seed, block.Size)) {
+				t.Errorf("crash %v: block %d can't be read any more: %v", crash, b, q.Status)
+			}
+		}
+		if g.r.suspect.count > 0 {
+			t.Error("the chunk is suspect for ever")
+		}
+	}
+}

@@ -49,6 +49,7 @@ func (v *verifying) read(n int, err error) {
 		v.bad(int(v.at / block.Size))
 	default:
 		clear(v.buf.b[n:v.n])
+		v.r.adopt(v.o, (v.o.req.Off+v.at)/block.Size, v.buf.b[:v.n], v.o.req.Sums[v.at/block.Size:])
 		for off := int64(0); off < v.n; off += block.Size {
 			i := int((v.at + off) / block.Size)
 			if !block.Intact(v.buf.b[off:off+block.Size], v.o.req.Sums[i]) {

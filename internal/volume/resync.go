@@ -117,7 +117,7 @@ func (r *resync) syncedHead(s *chunkSync, err error) {
 		r.synced(s, err)
 		return
 	}
-	r.c.syncLevels(s.chunk, s.source, r.m, func(moved int64, err error) {
+	r.syncLevels(s.chunk, s.source, func(moved int64, err error) {
 		s.moved += moved
 		r.synced(s, err)
 	})

@@ -20,8 +20,10 @@ const (
 	scrubRetry = time.Second
 	// scrubMinCost is what a piece counts against the limits, in bytes, however little is allocated in it.
 	scrubMinCost = 64 << 10
-	// scrubYield: while the volume is in use, a scrub rests this many times as long as its last piece took.
+	// scrubYield: while the volume is in use, a scrub rests this many times as long as its last piece took, but at most scrubRest: a
+	// disk that didn't answer for a while says nothing about the next piece.
 	scrubYield = 4
+	scrubRest  = 10 * time.Second
 	// The position is written down at most every scrubSaveMin, and then only when a hundredth more is done, and at least
 	// every scrubSaveMax.
 	scrubSaveMin = time.Minute
@@ -209,7 +211,7 @@ func (s *scrubber) pieceDone(p *piece, ok bool, found spec.ScrubFindings, cost i
 	}
 	used := v.Stats.Reads + v.Stats.Writes + v.Stats.Flushes + v.Stats.Trims
 	if used != s.seen || v.inFlight > 0 {
-		wait = max(wait, scrubYield*(now-p.began))
+		wait = max(wait, min(scrubYield*(now-p.began), scrubRest))
 	}
 	s.seen = used
 	s.rest(wait)

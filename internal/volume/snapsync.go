@@ -76,7 +76,11 @@ func (r *resync) afterChanges(then func()) {
 // content. The chunk is locked, and its head is equal already.
 //
 //	levels of both -> those that only the member has are dropped -> from the newest on: compare sums -> replace what differs
+//
+// It is of one resync: nothing of it is sent any more when that was stopped. The member may be in its next session by then, where the
+// next resync decides which snapshots it has.
 type levelSync struct {
+	r      *resync
 	c      *column
 	chunk  int64
 	source int
@@ -93,8 +97,8 @@ type levelSync struct {
 }
 
 // syncLevels does that after the head of the chunk was made equal. done is called later.
-func (c *column) syncLevels(chunk int64, source, m int, done func(moved int64, err error)) {
-	s := &c.v.snaps
+func (r *resync) syncLevels(chunk int64, source int, done func(moved int64, err error)) {
+	s := &r.c.v.snaps
 	if !s.any() || invariant.Mutant("resync-ignores-snapshots") {
 		done(0, nil)
 		return
@@ -104,7 +108,7 @@ func (c *column) syncLevels(chunk int64, source, m int, done func(moved int64, e
 			done(0, errSnaps)
 			return
 		}
-		l := &levelSync{c: c, chunk: chunk, source: source, m: m}
+		l := &levelSync{r: r, c: r.c, chunk: chunk, source: source, m: r.m}
 		l.done = func(moved int64, err error) {
 			s.endSync()
 			done(moved, err)
@@ -113,7 +117,12 @@ func (c *column) syncLevels(chunk int64, source, m int, done func(moved int64, e
 	})
 }
 
+// ask calls then with the answer, later; or ends the whole.
 func (l *levelSync) ask(m int, r *wire.Request, then func(r *wire.Request)) {
+	if l.r.stopped && !invariant.Mutant("levels-after-resync") {
+		l.finish(errMember)
+		return
+	}
 	r.Off = l.off() + r.Off
 	l.c.askWith(m, r, l.memory, func(*wire.Request) { then(r) })
 }

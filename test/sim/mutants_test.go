@@ -94,6 +94,7 @@ var mutants = []mutant{
 	{name: "sync-from-left-member", directed: "left while copied", breaks: "a chunk is copied from a member that left meanwhile",
 		explained: "copies that waited for such a member are refused in every seed of that script; that it lacks a write of that very chunk too, which must have been granted before and not have reached it, hasn't been met"},
 	{name: "recomputed-over-lost", test: "TestDamageOfTheOnlyCopy", breaks: "a version with a recomputed checksum takes the place of a lost block"},
+	{name: "unread-block-keeps-sum", test: "TestRecomputeOutlivesLongFailure", dir: "../../internal/replica", breaks: "a block that couldn't be read when its chunk's sums were recomputed keeps the old one"},
 	{name: "lost-block-stops-sync", test: "TestDamageOfTheOnlyCopy", breaks: "a block of which no intact copy is left keeps members from becoming in sync"},
 
 	// Snapshots.
@@ -113,6 +114,7 @@ var mutants = []mutant{
 		explained: "the checkpoint that records it doesn't begin before they are"},
 	{name: "resync-ignores-snapshots", test: "TestSnapshots", rule: "37", breaks: "what the snapshots have of a chunk isn't made equal"},
 	{name: "levels-by-record", from: 101953, rule: "37", breaks: "a member drops its chunk of a snapshot that is to be deleted, before the source has handed its own to an older one"},
+	{name: "levels-after-resync", from: 118280, rule: "37", breaks: "a resync that was stopped goes on with a snapshot's chunk in the member's next session"},
 	{name: "resync-lists-too-early", test: "TestSnapshots", rule: "37", breaks: "gens are asked for before the changes that the member was sent have ended",
 		explained: "a change that is at the member and not yet at the source, for as long as the list takes, is too rare"},
 

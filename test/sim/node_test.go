@@ -172,8 +172,8 @@ func (e *engine) attach(v *vol) {
 	e.meta[v.i].update(false, func(rec *spec.Volume) error {
 		st := &rec.State
 		switch {
-		case v.finished:
-			return errHeld // the wish that this began with is over (seed 101133)
+		case (v.ending || v.finished) && st.Node == "":
+			return errHeld // the wish that this began with is over (seeds 101133, 109893)
 		case st.Node == "":
 			prev = repl.PrevDetached
 		case st.Node == self:

@@ -260,6 +260,8 @@ func (v *vol) finish() bool {
 		return false
 	}
 	ended := false
+	v.ending = true
+	defer func() { v.ending = false }()
 	n.eng.detach(v, func(err error) {
 		if ended = true; err == nil {
 			v.finished = true

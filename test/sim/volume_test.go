@@ -32,6 +32,7 @@ type vol struct {
 	servedNow uint64         // the newest term that served
 	leased    bool           // the holder's lease was alive when it was looked at last
 	readOnly  bool           // clients don't write any more
+	ending    bool           // it is being detached for good
 	finished  bool           // the run is over for it
 	sizes     []int64        // that it comes to have, by growing
 	healed    bool           // the last scrub left nothing to be mended
