@@ -101,9 +101,24 @@ func newSpace(t *testing.T, name string, limit time.Duration) *space {
 		defer cancel()
 		if _, err := s.Kubectl(end, "delete", "namespace", name, "--timeout=90s"); err != nil {
 			t.Error(err)
+			s.remains()
 		}
 	})
 	return s
+}
+
+// remains says what keeps the namespace from going.
+func (s *space) remains() {
+	ctx, cancel := cleanupContext()
+	defer cancel()
+	for _, args := range [][]string{
+		{"get", "namespace", s.name, "-o", "jsonpath={range .status.conditions[?(@.status==\"True\")]}{.type}: {.message}{\"\\n\"}{end}"},
+		{"get", "pods,pvc", "-n", s.name, "-o", "wide"},
+		{"get", "events", "-n", s.name, "--sort-by=.lastTimestamp", "--field-selector=type=Warning"},
+	} {
+		out, err := s.Kubectl(ctx, args...)
+		s.t.Logf("kubectl %v: %v\n%s", args, err, out)
+	}
 }
 
 // describe says what a person would look at after a failure.

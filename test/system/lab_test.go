@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"keelson.io/keelson/internal/lab"
 	"keelson.io/keelson/internal/lab/labtest"
 )
@@ -19,8 +21,11 @@ func TestLabDownAfterACrash(t *testing.T) {
 	const name = "system-crash"
 	dir := lab.Dir(name)
 	c := &cluster{labtest.Up(t, lab.Config{Name: name, Nodes: 1, Zones: 1, PoolSize: "1Gi"})}
-	c.keelson("n1", "volume", "create", "v", "--size", "64Mi", "--replicas", "1")
-	dev := c.attach("n1", "v", "fuse")
+	c.keelson("n1", "volume", "create", "left-by-crash", "--size", "64Mi", "--replicas", "1")
+	dev := c.attach("n1", "left-by-crash", "fuse")
+	if name := loopName(dev); !strings.HasSuffix(name, "left-by-crash") {
+		t.Fatalf("%s has the name %q", dev, name)
+	}
 	mnt := filepath.Join(dir, "mnt")
 	c.shell("n1", "mkdir "+mnt+" && mkfs.ext4 -q "+dev+" && mount "+dev+" "+mnt)
 	writer, err := c.Command(t.Context(), "n1", "sh", "-c", "while dd if=/dev/zero of="+mnt+"/f bs=1M count=8 conv=fsync; do :; done")
@@ -47,9 +52,24 @@ func TestLabDownAfterACrash(t *testing.T) {
 			t.Errorf("left behind: %s", line)
 		}
 	}
-	if _, err := os.Stat("/sys/block/" + filepath.Base(dev) + "/loop/backing_file"); err == nil {
+	if name := loopName(dev); strings.HasSuffix(name, "left-by-crash") {
 		t.Errorf("%s is still attached", dev)
 	}
+}
+
+// loopName is the name that whoever attached the loop device gave its file, "" if there is none. The number of the device says nothing:
+// another lab may have it by now.
+func loopName(dev string) string {
+	f, err := os.Open(dev)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	if err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(info.File_name[:])
 }
 
 // keeperOf returns the PID of the keeper of the only node of the lab in dir.

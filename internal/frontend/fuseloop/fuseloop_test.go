@@ -49,17 +49,17 @@ func mounted(t *testing.T, dir string) bool {
 
 func TestContract(t *testing.T) {
 	needFUSE(t)
-	dirs := map[frontend.Frontend]string{}
+	dirs, volumes := map[frontend.Frontend]string{}, map[frontend.Frontend]string{}
 	frontendtest.Run(t, frontendtest.Factory{
 		Make: func(t *testing.T, loop aio.Loop, dev frontend.Device, volume string) frontend.Frontend {
 			s := open(t, loop, dev, volume)
-			dirs[s] = filepath.Dir(s.File())
+			dirs[s], volumes[s] = filepath.Dir(s.File()), volume
 			return s
 		},
 		Dial: func(t *testing.T, f frontend.Frontend) frontendtest.Client { return mustDial(t, f.Path()) },
 		Gone: func(t *testing.T, f frontend.Frontend, path string) {
-			if _, err := os.Stat("/sys/block/" + filepath.Base(path) + "/loop/backing_file"); !errors.Is(err, os.ErrNotExist) {
-				t.Errorf("loop device after detach: %v", err)
+			if !gone(path, volumes[f]) {
+				t.Errorf("loop device %s is there after detach", path)
 			}
 			if mounted(t, filepath.Dir(dirs[f])) {
 				t.Error("file system is still mounted after detach")

@@ -38,9 +38,15 @@ func makeFS(t *testing.T, device string) string {
 	return dir
 }
 
-func gone(device string) bool {
-	_, err := os.Stat("/sys/block/" + filepath.Base(device) + "/loop/backing_file")
-	return errors.Is(err, os.ErrNotExist)
+// gone reports whether the device isn't a volume's any more. Its number may be somebody else's by then.
+func gone(device, volume string) bool {
+	f, err := os.Open(device)
+	if err != nil {
+		return true
+	}
+	defer f.Close()
+	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	return err != nil || unix.ByteSliceToString(info.File_name[:]) != "keelson:"+volume
 }
 
 func waitFor(t *testing.T, what string, ok func() bool) {
@@ -84,7 +90,7 @@ func TestFileSystem(t *testing.T) {
 	if err := s.Detach(); err != nil {
 		t.Fatalf("detach: %v", err)
 	}
-	if !gone(device) {
+	if !gone(device, "vol") {
 		t.Errorf("%s is still attached", device)
 	}
 	if dev.Dirty() != 0 {
@@ -148,7 +154,7 @@ func TestCloseUnderMount(t *testing.T) {
 	if err := unix.Unmount(dir, 0); err != nil {
 		t.Errorf("unmount of the dead file system: %v", err)
 	}
-	waitFor(t, "the loop device to go", func() bool { return gone(device) })
+	waitFor(t, "the loop device to go", func() bool { return gone(device, "vol") })
 }
 
 // What a server that died left behind is taken away by the next one.
@@ -176,7 +182,7 @@ func TestOpenSweeps(t *testing.T) {
 	if err := errors.Join(c.WriteAt(frontendtest.Aligned(4096), 0, false), c.Close()); err != nil {
 		t.Errorf("write: %v", err)
 	}
-	if left != second.Path() && !gone(left) {
+	if left != second.Path() && !gone(left, "vol") {
 		t.Errorf("%s is still attached", left)
 	}
 }
@@ -196,7 +202,7 @@ func TestDiscard(t *testing.T) {
 	if err := errors.Join(fuseloop.Discard(h.State), fuseloop.Discard(h.State)); err != nil {
 		t.Errorf("discard: %v", err)
 	}
-	if device := s.Path(); !gone(device) {
+	if device := s.Path(); !gone(device, "vol") {
 		t.Errorf("%s is still attached", device)
 	}
 	if _, err := os.Stat(filepath.Dir(s.File())); !errors.Is(err, os.ErrNotExist) {
@@ -231,7 +237,7 @@ func TestManyVolumes(t *testing.T) {
 			if err := end(); err != nil {
 				t.Error(err)
 			}
-			waitFor(t, "the loop device to go", func() bool { return gone(s.Path()) })
+			waitFor(t, "the loop device to go", func() bool { return gone(s.Path(), fmt.Sprintf("vol%d", i)) })
 		}
 	}
 	waitFor(t, "descriptors to go", func() bool { return descriptors(t) <= fds })
