@@ -15,7 +15,6 @@ import (
 
 	pb "github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
-	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
 	"keelson.io/keelson/internal/csi/dialect"
 )
@@ -36,6 +35,9 @@ type Config struct {
 	AttachWait time.Duration
 	// CollectEvery is how often volumes are looked for whose pods are gone; 0 is every ten minutes.
 	CollectEvery time.Duration
+	// AnnounceAgain is how long after kubelet refused the driver it is told of it again, and twice as long each time after that, up to a
+	// minute; 0 is 5 s.
+	AnnounceAgain time.Duration
 	// TrimLook is how often volumes are looked for that are due to be trimmed; 0 is every ten minutes.
 	TrimLook time.Duration
 	Log      *slog.Logger
@@ -85,7 +87,7 @@ type Server struct {
 	cfg   Config
 	locks *locks
 	ready atomic.Bool // this node was seen in the metadata
-	stop  func()      // ends the collector and the trimmer
+	stop  func()      // ends the collector, the trimmer, and who waits to announce the driver again
 
 	mu      sync.Mutex
 	servers []*grpc.Server
@@ -107,6 +109,9 @@ func New(cfg Config) *Server {
 	if cfg.CollectEvery == 0 {
 		cfg.CollectEvery = collectEvery
 	}
+	if cfg.AnnounceAgain == 0 {
+		cfg.AnnounceAgain = 5 * time.Second
+	}
 	if cfg.TrimLook == 0 {
 		cfg.TrimLook = trimLook
 	}
@@ -118,6 +123,7 @@ func (s *Server) Open(ctx context.Context) error {
 	if err := s.cfg.Validate(); err != nil {
 		return err
 	}
+	ctx, s.stop = context.WithCancel(ctx)
 	for _, e := range s.cfg.Endpoints {
 		if err := s.open(ctx, e); err != nil {
 			return errors.Join(err, s.Close())
@@ -125,8 +131,6 @@ func (s *Server) Open(ctx context.Context) error {
 	}
 	if len(s.cfg.Endpoints) > 0 {
 		e := s.cfg.Endpoints[0]
-		ctx, cancel := context.WithCancel(ctx)
-		s.stop = cancel
 		n := newNode(&driver{cfg: s.cfg, endpoint: e, log: s.cfg.Log})
 		s.wg.Go(func() { s.collect(ctx, n) })
 		s.wg.Go(func() { s.trim(ctx) })
@@ -172,13 +176,10 @@ func (s *Server) open(ctx context.Context, e Endpoint) error {
 		return fmt.Errorf("CSI driver %s: %w", e.Driver, err)
 	}
 	log.Info("CSI driver serves", "socket", e.Socket)
-	path := e.registrationSocket()
-	if path == "" {
+	if e.RegistrationDir == "" {
 		return nil
 	}
-	g = grpc.NewServer()
-	registration.RegisterRegistrationServer(g, &registrar{endpoint: e, log: log})
-	if err := s.serve(ctx, g, path); err != nil {
+	if err := s.announce(ctx, e, log); err != nil {
 		return fmt.Errorf("CSI driver %s: registration: %w", e.Driver, err)
 	}
 	return nil
@@ -223,28 +224,4 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
-}
-
-// registrar tells kubelet where the driver is.
-type registrar struct {
-	registration.UnimplementedRegistrationServer
-	endpoint Endpoint
-	log      *slog.Logger
-}
-
-// GetInfo is asked by kubelet when it finds the socket.
-func (r *registrar) GetInfo(context.Context, *registration.InfoRequest) (*registration.PluginInfo, error) {
-	return &registration.PluginInfo{
-		Type: registration.CSIPlugin, Name: r.endpoint.Driver, Endpoint: r.endpoint.Socket, SupportedVersions: []string{"1.0.0"},
-	}, nil
-}
-
-// NotifyRegistrationStatus is what kubelet says then. It tries again by itself.
-func (r *registrar) NotifyRegistrationStatus(_ context.Context, st *registration.RegistrationStatus) (*registration.RegistrationStatusResponse, error) {
-	if st.PluginRegistered {
-		r.log.Info("kubelet has registered the CSI driver")
-	} else {
-		r.log.Error("kubelet refuses the CSI driver", "err", st.Error)
-	}
-	return &registration.RegistrationStatusResponse{}, nil
 }

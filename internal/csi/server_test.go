@@ -1,13 +1,16 @@
 package csi_test
 
 import (
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	pb "github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc"
 	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
 	"keelson.io/keelson/internal/csi"
@@ -32,6 +35,41 @@ func TestRegistration(t *testing.T) {
 	info, err := r.GetPluginInfo(t.Context(), &pb.GetPluginInfoRequest{})
 	if err != nil || info.Name != got.Name {
 		t.Errorf("%v, %v", info, err)
+	}
+}
+
+// TestRefusedDriverIsAnnouncedAgain answers as kubelet does without its API server: it refuses, and looks again only at a new socket.
+func TestRefusedDriverIsAnnouncedAgain(t *testing.T) {
+	dir := shortDir(t)
+	e := csi.Endpoint{Driver: "csi.keelson.io", Socket: filepath.Join(dir, "csi.sock"), RegistrationDir: dir}
+	s := csi.New(csi.Config{Node: "n1", Keelson: csitest.NewMemory(nil).At("n1"), Endpoints: []csi.Endpoint{e}, AnnounceAgain: time.Millisecond})
+	must(t, s.Open(t.Context()))
+	socket := filepath.Join(dir, "csi.keelson.io-reg.sock")
+	var before os.FileInfo
+	for _, refused := range []bool{true, true, false} {
+		var st os.FileInfo
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			var err error
+			if st, err = os.Stat(socket); err == nil && (before == nil || !st.ModTime().Equal(before.ModTime())) {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatal("the socket doesn't appear again")
+			}
+		}
+		before = st
+		c := registration.NewRegistrationClient(dial(t, socket))
+		if got, err := c.GetInfo(t.Context(), &registration.InfoRequest{}, grpc.WaitForReady(true)); err != nil || got.Name != e.Driver {
+			t.Fatalf("%v, %v", got, err)
+		}
+		answer := &registration.RegistrationStatus{PluginRegistered: !refused, Error: map[bool]string{true: "timed out waiting for the condition"}[refused]}
+		if _, err := c.NotifyRegistrationStatus(t.Context(), answer); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(t, s.Close())
+	if _, err := os.Stat(socket); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket is left: %v", err)
 	}
 }
 
