@@ -21,15 +21,19 @@ var classShift = [...]uint{12, 14, 16, 18, 20}
 // buffer isn't handed out, and nfree counts them.
 type span struct {
 	class      int8 // index into classShift; -1: in no class
+	there      bool // its pages are in memory
 	nfree      int16
 	free       [4]uint64
 	prev, next int32 // in its class's list of spans that have a free buffer
 }
 
-// arena is the memory for I/O: mapped, outside Go's heap, and touched by the system
-// only when it is first used. A span serves one class while any of its buffers is out.
-// The lowest free buffer of the span that was freed into last goes out first: its pages
-// are there, and likely cached.
+// arena is the memory for I/O: mapped, outside Go's heap, a span of it put into memory
+// when it is first used. A span serves one class while any of its buffers is out.
+// The lowest free buffer of the span that was freed into last goes out first: it is
+// likely cached.
+//
+// Invariant: a buffer that is out has its pages in memory. When a process is killed while the kernel copies a request of FUSE to it, and
+// that has to fault a page in, it ends the request with EIO, for whoever uses the volume.
 type arena struct {
 	mem   []byte
 	base  uintptr
@@ -124,12 +128,25 @@ func (a *arena) Put(b []byte) {
 // assign gives an idle span to class c, all its buffers free.
 func (a *arena) assign(i int32, c int) {
 	s := &a.spans[i]
+	if !s.there {
+		populate(a.mem[int(i)<<spanShift:][:spanSize])
+	}
 	n := spanSize >> classShift[c]
-	*s = span{class: int8(c), nfree: int16(n)}
+	*s = span{class: int8(c), nfree: int16(n), there: true}
 	for k := 0; k < n; k += 64 {
 		s.free[k/64] = ^uint64(0) >> (64 - min(n-k, 64))
 	}
 	a.link(i)
+}
+
+// populate puts memory that is mapped into memory, to be written.
+func populate(b []byte) {
+	if unix.Madvise(b, unix.MADV_POPULATE_WRITE) == nil {
+		return
+	}
+	for i := 0; i < len(b); i += unix.Getpagesize() { // a kernel before 5.14
+		b[i] = 0
+	}
 }
 
 func (a *arena) link(i int32) {
