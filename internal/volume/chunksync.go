@@ -195,6 +195,7 @@ func (s *chunkSync) copyRun(win int, mask uint32, off int64, n int) {
 	s.c.askWith(win, r, s.memory, func(*wire.Request) {
 		switch {
 		case r.Status == wire.StatusOK:
+			s.c.readAgain(off, int64(len(data)))
 			s.write(mask, off, data, sums)
 		case r.Status != wire.StatusBadSum && r.Status != wire.StatusIOError:
 			s.finish(errMember)

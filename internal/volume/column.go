@@ -44,6 +44,8 @@ type column struct {
 	// fetches wait for a member that may have an intact copy, and can't be asked now.
 	fetches []func()
 	resyncs [repl.MaxMembers]*resync
+	// unreadable are blocks that keep members from catching up because no disk can read them, and since when.
+	unreadable map[int64]time.Duration
 
 	// dirty has a bit for every chunk that was changed since the last checkpoint.
 	dirty      []uint64

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"syscall"
 	"testing"
 	"time"
 
@@ -478,5 +479,47 @@ func TestDetachWhileRejoining(t *testing.T) {
 	c.w.RunFor(10 * time.Second)
 	if now := c.rec.State.Columns[0].Members[1].State; now != role || n1.lost != nil {
 		t.Fatalf("after the detachment: %s, lost %v", now, n1.lost)
+	}
+}
+
+// A block of the only copy that its disk can't read keeps another copy from becoming in sync for a while, not for ever. The block isn't
+// lost by that: when the disk reads it again, it is there on both.
+func TestUnreadableBlockOfTheOnlyCopy(t *testing.T) {
+	const unreadableFor = 10 * time.Minute
+	for _, heals := range []time.Duration{time.Minute, time.Hour} {
+		c := newCluster(t, 8, 2, 1)
+		n1, n2 := c.nodes["n1"], c.nodes["n2"]
+		n1.attach(repl.PrevDetached)
+		n1.write(0, pattern(1, 8))
+		n2.n.Crash()
+		n1.write(0, pattern(2, 8))
+		disk := n1.n.Disk()
+		if err := n1.do(block.OpFlush, 0, nil, 0); err != nil || !disk.BreakSector("/pool/0000000000000001/head", 3*block.Size) {
+			t.Fatalf("no sector to break: %v", err)
+		}
+		n2.start(false)
+		c.w.After(heals, "the disk reads it again", disk.HealSectors)
+		c.w.RunFor(30 * time.Second)
+		if c.allInSync() {
+			t.Fatal("in sync without a block that may be read yet")
+		}
+		began := c.w.Now()
+		c.until("in sync", c.allInSync)
+		if took := c.w.Now() - began; took > heals && took > unreadableFor+time.Minute || took < min(heals, unreadableFor)-time.Minute {
+			t.Errorf("in sync after %v; the disk reads the block again after %v", took, heals)
+		}
+		n1.want(0, pattern(2, 3))
+		n1.want(4*block.Size, pattern(2, 4))
+		if heals > unreadableFor {
+			if err := n1.do(block.OpRead, 3*block.Size, make([]byte, block.Size), 0); !errors.Is(err, syscall.EIO) {
+				t.Errorf("read of what nobody can read: %v", err)
+			}
+			c.w.RunFor(heals)
+		}
+		n1.want(0, pattern(2, 8))
+		n1.detach()
+		n2.attach(repl.PrevDetached)
+		n2.want(0, pattern(2, 8))
+		c.same(0, 0, pattern(2, 8))
 	}
 }
