@@ -1,6 +1,7 @@
 package power
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -88,7 +89,15 @@ func clone(m map[int64]uint32) map[int64]uint32 {
 // inspect mounts the disk, which makes XFS replay its log, opens the replica as after a boot, and looks at
 // everything.
 func inspect(l *ring.Loop, image, mnt string, x *expected) (err error) {
-	if out, err := exec.Command("mount", "-o", "loop,nouuid", image, mnt).CombinedOutput(); err != nil {
+	// Not mount's own loop option: that takes the device of the image before over, whose end somebody who looks at all loop devices
+	// may hold up.
+	dev, err := exec.Command("losetup", "--find", "--show", image).Output()
+	if err != nil {
+		return fmt.Errorf("losetup: %w", err)
+	}
+	loop := strings.TrimSpace(string(dev))
+	defer func() { err = errors.Join(err, exec.Command("losetup", "--detach", loop).Run()) }()
+	if out, err := exec.Command("mount", "-o", "nouuid", loop, mnt).CombinedOutput(); err != nil {
 		return fmt.Errorf("the file system can't be mounted: %w: %s", err, out)
 	}
 	defer func() {
