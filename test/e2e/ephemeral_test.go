@@ -34,7 +34,7 @@ spec:
 `)
 	s.ready(90*time.Second, "scratch")
 	for _, dir := range []string{"/generic", "/inline"} {
-		out := s.exec("scratch", "sh", "-c", "dd if=/dev/zero of="+dir+"/fill bs=1M count=200 2>&1 || true; sync; rm "+dir+"/fill; echo back >"+dir+"/file && cat "+dir+"/file")
+		out := s.exec("scratch", "sh", "-c", "dd if=/dev/zero of="+dir+"/fill bs=1M count=200 2>&1 || true; sync -f "+dir+"; rm "+dir+"/fill; echo back >"+dir+"/file && cat "+dir+"/file")
 		if !strings.Contains(out, "No space left on device") || !strings.HasSuffix(out, "back\n") {
 			t.Errorf("%s, filled: %s", dir, out)
 		}

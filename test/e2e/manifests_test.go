@@ -23,7 +23,7 @@ func TestInTreeClass(t *testing.T) {
 	if n := len(v.Columns[0].Members); n != 3 {
 		t.Errorf("repl: 3 made a volume with %d copies", n)
 	}
-	s.exec("mypod", "sh", "-c", "echo by the course >/var/www/html/index.html; sync")
+	s.exec("mypod", "sh", "-c", "echo by the course >/var/www/html/index.html; sync -f /var/www/html")
 	if got := s.exec("mypod", "cat", "/var/www/html/index.html"); got != "by the course\n" {
 		t.Errorf("the page has %q", got)
 	}
@@ -45,7 +45,7 @@ spec:
 	t.Cleanup(func() { s.deletePV("in-tree") })
 	s.apply(claim("bound", `""`, "200Mi") + user("reads", "bound"))
 	s.ready(90*time.Second, "reads")
-	s.exec("reads", "sh", "-c", "echo there >/data/file; sync")
+	s.exec("reads", "sh", "-c", "echo there >/data/file; sync -f /data")
 	if v, err := s.volume("in-tree-volume"); err != nil || v.Node == "" {
 		t.Errorf("the pod writes somewhere else: %+v, %v", v, err)
 	}
@@ -65,7 +65,7 @@ func TestCloudManifests(t *testing.T) {
 	if mount := s.exec("test-ebs", "grep", " /test-ebs ", "/proc/mounts"); !strings.Contains(mount, " ext4 ") {
 		t.Errorf("not ext4: %s", mount)
 	}
-	s.exec("test-ebs", "sh", "-c", "echo hello >/test-ebs/index.html; sync")
+	s.exec("test-ebs", "sh", "-c", "echo hello >/test-ebs/index.html; sync -f /test-ebs")
 	if got := s.exec("test-ebs", "wget", "-q", "-O", "-", "http://127.0.0.1/test-ebs/index.html"); got != "hello\n" {
 		t.Errorf("the server serves %q", got)
 	}

@@ -39,7 +39,7 @@ func TestStaticVolume(t *testing.T) {
 	s.importVolume()
 	s.apply(user("first", "pvc-import1"))
 	s.ready(90*time.Second, "first")
-	s.exec("first", "sh", "-c", "echo kept >/data/file; sync")
+	s.exec("first", "sh", "-c", "echo kept >/data/file; sync -f /data")
 	s.release("first")
 	v, err := s.volume("externalfiles")
 	if err != nil {

@@ -105,7 +105,7 @@ func (c *cluster) holds(node, name, frontend, file string) {
 func (c *cluster) findSecret() (found []string) {
 	c.T.Helper()
 	for _, n := range c.Nodes() {
-		out, err := c.tryShell(n, fmt.Sprintf("sync; grep -raFl '%s' %s", secret, filepath.Join(c.NodeDir(n), "data", "pools")))
+		out, err := c.tryShell(n, fmt.Sprintf("sync -f %[2]s/*; grep -raFl '%[1]s' %[2]s", secret, filepath.Join(c.NodeDir(n), "data", "pools")))
 		if err != nil && strings.TrimSpace(out) != "" {
 			c.T.Fatalf("%s: the pool can't be searched: %s", n, out)
 		}
