@@ -397,9 +397,11 @@ func (o *op) endLocked(err error) {
 		col.lock.Unlock(&o.rng)
 		v.putOp(o)
 	case invariant.Mutant("unlock-before-answer"):
+		length := o.n
 		col.lock.Unlock(&o.rng)
 		v.putOp(o)
-		v.loop.NewTimer(func() { v.pieceDone(c, err) }).Reset(5 * time.Millisecond)
+		// Some later than those that come after them.
+		v.loop.NewTimer(func() { v.pieceDone(c, err) }).Reset(time.Duration(length/block.Size%4) * 5 * time.Millisecond)
 	default:
 		c.hold(o)
 		v.pieceDone(c, err)
