@@ -77,7 +77,7 @@ func (c *control) serve(ctx context.Context, id *identity, line *fdstore.Line) e
 		Pages: map[string]http.Handler{
 			"/metrics": metricsHandler(func(ctx context.Context) *pb.NodeStatusResponse { return c.api.OwnStatus(ctx) }),
 			"/healthz": http.HandlerFunc(c.probes.live), "/readyz": http.HandlerFunc(c.probes.ready),
-			recoveryPage: showRecovery(c.cfg.DataDir),
+			recoveryPage: showRecovery(c.cfg.DataDir, c.endpoints),
 		},
 	}
 	if known, err := readRemoved(c.cfg.DataDir); err == nil {

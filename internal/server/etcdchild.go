@@ -215,11 +215,18 @@ func promote(ctx context.Context, cfg Config, st State, log *slog.Logger) {
 	}
 }
 
-// askPeers calls fn with one peer after the other until it succeeds or ctx ends, and logs why it doesn't when
+// How long askPeers waits between rounds: longer from some rounds on, as a node that rests asks until it is needed.
+const (
+	askAgain    = 500 * time.Millisecond
+	askSeldom   = 5 * time.Second
+	askPatience = 40 // rounds
+)
+
+// askPeers calls fn with one peer after the other until it succeeds or ctx ends, and logs why a peer doesn't agree when
 // that changes.
 func askPeers(ctx context.Context, cfg Config, st State, log *slog.Logger, what string, fn func(context.Context, *api.Client) error) error {
-	said := ""
-	for {
+	said := map[string]string{}
+	for round := 0; ; round++ {
 		for _, peer := range st.Peers {
 			c, err := peerClient(cfg.DataDir, peer)
 			if err == nil {
@@ -232,15 +239,19 @@ func askPeers(ctx context.Context, cfg Config, st State, log *slog.Logger, what 
 			}
 			if connect.CodeOf(err) == connect.CodeFailedPrecondition {
 				log.Error(what+" was refused", "peer", peer, "err", err)
-			} else if err.Error() != said {
-				said = err.Error()
+			} else if err.Error() != said[peer] {
+				said[peer] = err.Error()
 				log.Info(what+" has to wait", "peer", peer, "err", err)
 			}
+		}
+		pause := askAgain
+		if round >= askPatience {
+			pause = askSeldom
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(500 * time.Millisecond):
+		case <-time.After(pause):
 		}
 	}
 }

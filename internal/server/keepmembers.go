@@ -5,6 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -71,13 +74,14 @@ func (c *control) keepMembersOnce(ctx context.Context, gone map[string]time.Time
 		}
 		return c.tellMembers(ctx, "metadata-member-called", step.call, fmt.Sprintf("node %s is to hold the metadata in the place of %s", step.call, cmp.Or(step.instead, "one that is missing")))
 	case step.remove != "":
-		if err := c.setCalling(ctx, step.remove, spec.Resting); err != nil && !errors.Is(err, meta.ErrNotFound) {
+		node := m.nodeOf(step.remove)
+		if err := c.setCalling(ctx, node, spec.Resting); err != nil && !errors.Is(err, meta.ErrNotFound) {
 			return err
 		}
 		if err := (members{c.store.Client()}).Remove(ctx, step.remove); err != nil {
 			return err
 		}
-		return c.tellMembers(ctx, "metadata-member-replaced", step.remove, fmt.Sprintf("node %s holds the metadata no longer: another one takes its place", step.remove))
+		return c.tellMembers(ctx, "metadata-member-replaced", node, fmt.Sprintf("node %s holds the metadata no longer: another one takes its place", cmp.Or(node, step.remove)))
 	}
 	return nil
 }
@@ -118,8 +122,14 @@ type memberStep struct {
 	remove        string // a member goes, because others are enough
 }
 
-// count notes since when nodes are gone.
+// count notes since when nodes are gone. A learner that hasn't begun, and is of no node that is known, is gone since it was first seen.
 func (m *membership) count(now time.Time) {
+	maps.DeleteFunc(m.gone, func(name string, _ time.Time) bool { return strings.Contains(name, "://") && !m.isMember(name) })
+	for _, x := range m.members {
+		if _, known := m.gone[x.Name]; !known && m.nodeOf(x.Name) == "" {
+			m.gone[x.Name] = now
+		}
+	}
 	for _, n := range m.nodes {
 		if m.alive[n.Value.Name] {
 			delete(m.gone, n.Value.Name)
@@ -127,6 +137,25 @@ func (m *membership) count(now time.Time) {
 			m.gone[n.Value.Name] = now
 		}
 	}
+}
+
+// nodeOf is the node of a member; "" if it isn't known. A learner that hasn't begun has the URL for a name at which it is to listen.
+func (m *membership) nodeOf(member string) string {
+	if !strings.Contains(member, "://") {
+		return member
+	}
+	for _, n := range m.nodes {
+		host, _, err := net.SplitHostPort(n.Value.APIAddr)
+		if err != nil {
+			continue
+		}
+		for one := range strings.SplitSeq(member, ",") {
+			if u, err := url.Parse(one); err == nil && u.Hostname() == host {
+				return n.Value.Name
+			}
+		}
+	}
+	return ""
 }
 
 // leaves reports whether a member's node is gone for good (dead), or is to leave and may be there still.
@@ -148,13 +177,20 @@ func (m *membership) decide(now time.Time) (s memberStep) {
 	var leaving, dead []string
 	staying, zones := 0, map[string]int{}
 	for _, x := range m.members {
-		out, gone := m.leaves(x.Name, now)
+		node := m.nodeOf(x.Name)
+		out, gone := m.leaves(node, now)
+		if node == "" {
+			// It may have been let in before its node's record was seen.
+			out = now.Sub(m.gone[x.Name]) >= m.after
+		}
 		switch {
 		case x.Learner:
-			if strings.Contains(x.Name, "://") || !out {
+			if !out {
 				return s // one is on its way
 			}
-			return memberStep{remove: x.Name} // it will never be a voting one
+			// It will never be a voting one. Its place has been empty for as long as its node was gone.
+			m.gone[missing] = now.Add(-m.after)
+			return memberStep{remove: x.Name}
 		case out:
 			leaving = append(leaving, x.Name)
 			if gone {

@@ -28,6 +28,11 @@ func TestMembersAreReplaced(t *testing.T) {
 		"it comes":                                           {"n1 z1 m, n2 z2 m, n3 z3 mrA, n4 z1 mc, n5 z1", "n1 n2", ""},
 		"it learns":                                          {"n1 z1 m, n2 z2 m, n3 z3 mA, n4 z1 c, n5 z1", "n1 n2 n3 n4*", ""},
 		"it hasn't begun to":                                 {"n1 z1 m, n2 z2 m, n3 z3 mA, n4 z1 c", "n1 n2 n3 https://n4:9503*", ""},
+		"it died before it began to":                         {"n1 z1 m, n2 z2 m, n3 z3 mA, n4 z1 mcA, n5 z1", "n1 n2 https://n4:9503*", "remove https://n4:9503"},
+		"it is away before it began to, but not for long":    {"n1 z1 m, n2 z2 m, n3 z3 mA, n4 z1 mca, n5 z1", "n1 n2 https://n4:9503*", ""},
+		"its place is empty then: another one is called":     {"n1 z1 m, n2 z2 m, n4 z1 mrA, n5 z1", "n1 n2", "call n5"},
+		"it hasn't begun, and its node was removed":          {"n1 z1 m, n2 z2 m, n5 z1", "n1 n2 https://n4:9503*", "remove https://n4:9503"},
+		"it hasn't begun, and its node isn't seen yet":       {"n1 z1 m, n2 z2 m, n5 z1", "n1 n2 https://n9:9503*", ""},
 		"it died while it learnt":                            {"n1 z1 m, n2 z2 m, n3 z3 mA, n4 z1 cA", "n1 n2 n3 n4*", "remove n4"},
 		"it votes: the other one goes":                       {"n1 z1 m, n2 z2 m, n3 z3 mA, n4 z1 mc", "n1 n2 n3 n4", "remove n3"},
 		"done":                                               {"n1 z1 m, n2 z2 m, n3 z3 mrA, n4 z1 mc", "n1 n2 n4", ""},
@@ -43,13 +48,13 @@ func TestMembersAreReplaced(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			now := time.Now()
-			m := membership{alive: map[string]bool{}, gone: map[string]time.Time{missing: now.Add(-time.Minute)}, after: time.Minute}
+			m := membership{alive: map[string]bool{}, gone: map[string]time.Time{missing: now.Add(-time.Minute), "https://n4:9503": now.Add(-time.Minute)}, after: time.Minute}
 			if strings.HasPrefix(x.want, "soon ") {
 				m.gone, x.want = map[string]time.Time{}, ""
 			}
 			for _, text := range strings.Split(x.nodes, ", ") {
 				f := append(strings.Fields(text), "")
-				n := spec.Node{Name: f[0], Zone: f[1], Roles: []spec.Role{spec.RoleStorage}}
+				n := spec.Node{Name: f[0], Zone: f[1], APIAddr: f[0] + ":9500", Roles: []spec.Role{spec.RoleStorage}}
 				m.alive[n.Name] = true
 				for _, flag := range f[2] {
 					switch flag {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,10 +35,7 @@ func (m members) List(ctx context.Context) ([]*pb.MetadataMember, error) {
 	out := make([]*pb.MetadataMember, len(r.Members))
 	done := make(chan struct{})
 	for i, x := range r.Members {
-		out[i] = &pb.MetadataMember{Name: x.Name, Id: strconv.FormatUint(x.ID, 16), Learner: x.IsLearner}
-		if x.Name == "" {
-			out[i].Name = strings.Join(x.PeerURLs, ",")
-		}
+		out[i] = &pb.MetadataMember{Name: memberName(x), Id: strconv.FormatUint(x.ID, 16), Learner: x.IsLearner}
 		go func() {
 			defer func() { done <- struct{}{} }()
 			if len(x.ClientURLs) == 0 {
@@ -149,12 +147,15 @@ func (m members) find(ctx context.Context, name string) (*etcdserverpb.Member, e
 		return nil, unavailable(err)
 	}
 	for _, x := range r.Members {
-		if x.Name == name {
+		if memberName(x) == name {
 			return x, nil
 		}
 	}
 	return nil, fmt.Errorf("metadata member %s: %w", name, meta.ErrNotFound)
 }
+
+// memberName is the name of a member, or the URLs at which it is to listen if it hasn't begun yet.
+func memberName(x *etcdserverpb.Member) string { return cmp.Or(x.Name, strings.Join(x.PeerURLs, ",")) }
 
 // unavailable gives etcd's errors their kinds.
 func unavailable(err error) error {

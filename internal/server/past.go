@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,22 +21,23 @@ import (
 	pb "keelson.io/keelson/internal/api/keelsonv1"
 )
 
-// recoveryPage is where a node's API says of which recovery of the metadata it knows.
+// recoveryPage is where a node's API says of which recovery of the metadata it knows, and who the members are.
 const recoveryPage = "/metadata-recovery"
 
 // knownRecovery is what that page says.
 type knownRecovery struct {
-	Number int `json:"number"`
+	Number    int      `json:"number"`
+	Endpoints []string `json:"endpoints,omitempty"` // client URLs, as last known there
 }
 
-func showRecovery(dataDir string) http.Handler {
+func showRecovery(dataDir string, endpoints func() []string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		st, err := ReadState(dataDir)
 		if err != nil {
 			http.Error(w, "this node's state can't be read", http.StatusInternalServerError)
 			return
 		}
-		_ = json.NewEncoder(w).Encode(knownRecovery{max(st.Recovery, dataRecovery(etcdDir(dataDir)))})
+		_ = json.NewEncoder(w).Encode(knownRecovery{max(st.Recovery, dataRecovery(etcdDir(dataDir))), endpoints()})
 	})
 }
 
@@ -80,13 +82,37 @@ const (
 // newestRecovery asks all peers that answer for the newest recovery that they know of.
 func newestRecovery(ctx context.Context, dataDir string, st State) int {
 	newest := st.Recovery
+	for _, k := range askRecovery(ctx, dataDir, st) {
+		newest = max(newest, k.Number)
+	}
+	return newest
+}
+
+// peersEndpoints asks all peers for the members of the metadata, and believes those that know of the newest recovery.
+func peersEndpoints(ctx context.Context, dataDir string, st State) (urls []string) {
+	said := askRecovery(ctx, dataDir, st)
+	newest := st.Recovery
+	for _, k := range said {
+		newest = max(newest, k.Number)
+	}
+	for _, k := range said {
+		if k.Number == newest {
+			urls = append(urls, k.Endpoints...)
+		}
+	}
+	slices.Sort(urls)
+	return slices.Compact(urls)
+}
+
+// askRecovery returns what those peers say of the metadata that answer at once.
+func askRecovery(ctx context.Context, dataDir string, st State) (said []knownRecovery) {
 	id, err := loadIdentity(dataDir)
 	if err != nil {
-		return newest
+		return nil
 	}
 	conf, err := id.client("")
 	if err != nil {
-		return newest
+		return nil
 	}
 	h := httpClient(conf)
 	defer h.CloseIdleConnections()
@@ -106,16 +132,16 @@ func newestRecovery(ctx context.Context, dataDir string, st State) int {
 			}
 			defer resp.Body.Close()
 			var k knownRecovery
-			if resp.StatusCode != http.StatusOK || json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 1<<10)).Decode(&k) != nil {
+			if resp.StatusCode != http.StatusOK || json.NewDecoder(http.MaxBytesReader(nil, resp.Body, 4<<10)).Decode(&k) != nil {
 				return
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			newest = max(newest, k.Number)
+			said = append(said, k)
 		})
 	}
 	wg.Wait()
-	return newest
+	return said
 }
 
 // leavePast puts a member's data aside that is of the metadata as it was before a recovery: this node then joins the others again. It

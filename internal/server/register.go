@@ -159,10 +159,11 @@ func nodesEqual(a, b spec.Node) bool {
 }
 
 // How often the members of the metadata are asked for: often at first, as a new node's own is
-// added just then.
+// added just then. And how long an answer may take.
 const (
 	followFirst = time.Second
 	followEvery = 5 * time.Second
+	followWait  = 2 * time.Second
 )
 
 // followMembers keeps the store's endpoints those of the voting members until ctx ends. A process that
@@ -189,16 +190,22 @@ func followMembers(ctx context.Context, cfg Config, st State, store *etcd.Store)
 	}
 }
 
-// memberURLs asks any member for all, without a quorum. When none answers, a metadata node adds its own.
+// memberURLs asks any member for all, without a quorum. When none answers, a metadata node adds its own; and the other nodes are asked, as
+// all members that this one knows may have been replaced while it was away.
 func memberURLs(ctx context.Context, cfg Config, store *etcd.Store, have []string) []string {
-	ctx, cancel := context.WithTimeout(ctx, followEvery)
+	asking, cancel := context.WithTimeout(ctx, followWait)
 	defer cancel()
-	r, err := store.Client().MemberList(ctx, clientv3.WithSerializable())
+	r, err := store.Client().MemberList(asking, clientv3.WithSerializable())
 	if err != nil {
-		if own := cfg.etcdClientURL(); cfg.OwnEtcd() && !slices.Contains(have, own) {
-			return append(slices.Clone(have), own)
+		want := slices.Clone(have)
+		if own := cfg.etcdClientURL(); cfg.OwnEtcd() {
+			want = append(want, own)
 		}
-		return have
+		if st, err := ReadState(cfg.DataDir); err == nil {
+			want = append(want, peersEndpoints(ctx, cfg.DataDir, st)...)
+		}
+		slices.Sort(want)
+		return slices.Compact(want)
 	}
 	var want []string
 	for _, m := range r.Members {
