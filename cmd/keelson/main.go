@@ -70,7 +70,7 @@ func newRootCommand() *cobra.Command {
 	}
 	root.AddCommand(
 		newServerCommand(g), newPrepareCommand(g), newEtcdCommand(g), newEngineCommand(g), newControlCommand(g), newHolderCommand(g), newGuardCommand(),
-		newStatusCommand(g), newReadyCommand(g), newNodeCommand(g), newPoolCommand(g), newVolumeCommand(g), newSnapshotCommand(g), newKeyCommand(g), newTokenCommand(g),
+		newStatusCommand(g), newReadyCommand(g), newNodeCommand(g), newPoolCommand(g), newVolumeCommand(g), newSnapshotCommand(g), newKeyCommand(g), newCACommand(g), newTokenCommand(g),
 		newAPITokenCommand(g), newRecoverCommand(g), newAuditCommand(g), newEventsCommand(g), newDoctorCommand(g), newSupportBundleCommand(g), newKubectlCommand(),
 		newSettingsCommand(g), newInstallCommand(), newLabCommand(), newCompletionCommand(), newVersionCommand(),
 	)

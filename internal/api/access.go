@@ -95,6 +95,9 @@ var methods = map[string]access{
 	rpc.KeyServiceListKeysProcedure:   {viewer, false},
 	rpc.KeyServiceRotateKeysProcedure: {admin, true},
 
+	rpc.CAServiceGetCAProcedure:    {viewer, false},
+	rpc.CAServiceRotateCAProcedure: {admin, true},
+
 	rpc.AccessServiceCreateAPITokenProcedure: {admin, true},
 	rpc.AccessServiceListAPITokensProcedure:  {admin, false},
 	rpc.AccessServiceRevokeAPITokenProcedure: {admin, true},
@@ -152,7 +155,8 @@ func (s *Server) authenticate(r *http.Request) (context.Context, error) {
 		c := caller{level: levels[rec.Value.Role], name: "api-token/" + rec.Value.Name + "/" + rec.Value.ID}
 		return context.WithValue(ctx, callerKey{}, c), nil
 	}
-	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+	// A connection whose certificate wasn't verified isn't there: see pki.ServerTLS.
+	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 		if id, ok := pki.PeerIdentity(*r.TLS); ok {
 			if now := s.cfg.Now(); now.After(r.TLS.PeerCertificates[0].NotAfter) {
 				// It was valid when the connection was made.

@@ -21,6 +21,7 @@ import (
 	pb "keelson.io/keelson/internal/api/keelsonv1"
 	rpc "keelson.io/keelson/internal/api/keelsonv1/keelsonv1connect"
 	"keelson.io/keelson/internal/pki"
+	"keelson.io/keelson/internal/pki/pkitest"
 	"keelson.io/keelson/internal/spec"
 )
 
@@ -126,7 +127,7 @@ func TestEveryMethodHasItsRole(t *testing.T) {
 func TestRolesAndAudit(t *testing.T) {
 	c := newTestCluster(t, "n1")
 	audit := &memoryAudit{}
-	s := New(Config{Node: "n1", Store: c.store, Engine: c.engines["n1"], CA: c.ca, Audit: audit, Members: noMembers{}, Log: slog.New(slog.DiscardHandler)})
+	s := New(Config{Node: "n1", Store: c.store, Engine: c.engines["n1"], CA: pkitest.Fixed(c.ca), Audit: audit, Members: noMembers{}, Log: slog.New(slog.DiscardHandler)})
 	for _, who := range []caller{
 		{}, {level: viewer, name: "api-token/v/1"}, {level: operator, name: "api-token/o/2"}, {level: admin, name: "api-token/a/3"}, {level: node, name: "node/n1"},
 	} {
@@ -201,7 +202,7 @@ func TestAPITokensInUse(t *testing.T) {
 	now := time.Now()
 	audit := &memoryAudit{}
 	s := New(Config{
-		Node: "n1", Store: c.store, Engine: c.engines["n1"], CA: c.ca, Audit: audit, Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return now },
+		Node: "n1", Store: c.store, Engine: c.engines["n1"], CA: pkitest.Fixed(c.ca), Audit: audit, Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return now },
 		Pages: map[string]http.Handler{"/metrics": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "1") })},
 	})
 	hs := httptest.NewServer(s.Handler())

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -60,7 +61,10 @@ type Config struct {
 	Store   meta.Store
 	Engine  Engine // nil on a node without the storage role
 	Members Members
-	CA      *pki.CA // without its key on a node without the metadata role
+	// CA is the cluster's CA as it is now, without its key on a node without the metadata role.
+	CA func() (*pki.CA, error)
+	// Rotation changes the CA; nil where it can't be.
+	Rotation Rotation
 	// Dial returns the client for another node's API.
 	Dial func(n spec.Node) *Client
 	// Endpoints returns the client URLs of the metadata.
@@ -83,6 +87,7 @@ type Server struct {
 	cfg       Config
 	strangers strangers
 	removed   removed
+	rotating  sync.Mutex // held while a change of the CA is planned here
 }
 
 // New returns a server.
@@ -114,6 +119,7 @@ func (s *Server) services() http.Handler {
 	handle(rpc.NewSnapshotServiceHandler(snapshotService{s}, opts...))
 	handle(rpc.NewUpkeepServiceHandler(upkeepService{s}, opts...))
 	handle(rpc.NewKeyServiceHandler(keyService{s}, opts...))
+	handle(rpc.NewCAServiceHandler(caService{s}, opts...))
 	handle(rpc.NewAccessServiceHandler(accessService{s}, opts...))
 	handle(rpc.NewJoinServiceHandler(joinService{s}, opts...))
 	for path, h := range s.cfg.Pages {

@@ -20,6 +20,7 @@ import (
 	"keelson.io/keelson/internal/meta"
 	"keelson.io/keelson/internal/meta/mem"
 	"keelson.io/keelson/internal/pki"
+	"keelson.io/keelson/internal/pki/pkitest"
 	"keelson.io/keelson/internal/spec"
 )
 
@@ -103,12 +104,13 @@ func (f *fakeEngine) Status(context.Context, *pb.EngineStatusRequest) (*pb.NodeS
 
 // testCluster is nodes with APIs over one store.
 type testCluster struct {
-	store   *mem.Store
-	clients map[string]*Client
-	engines map[string]*fakeEngine
-	servers map[string]*httptest.Server
-	leases  map[string]context.CancelFunc
-	ca      *pki.CA
+	store    *mem.Store
+	clients  map[string]*Client
+	engines  map[string]*fakeEngine
+	servers  map[string]*httptest.Server
+	leases   map[string]context.CancelFunc
+	ca       *pki.CA
+	rotation fakeRotation
 }
 
 func newTestCluster(t *testing.T, nodes ...string) *testCluster {
@@ -126,7 +128,7 @@ func newTestCluster(t *testing.T, nodes ...string) *testCluster {
 	for i, n := range nodes {
 		c.engines[n] = &fakeEngine{node: n, store: c.store}
 		s := New(Config{
-			Node: n, Version: "test", Store: c.store, Engine: c.engines[n], CA: ca, Log: slog.New(slog.DiscardHandler),
+			Node: n, Version: "test", Store: c.store, Engine: c.engines[n], CA: pkitest.Fixed(ca), Rotation: &c.rotation, Log: slog.New(slog.DiscardHandler),
 			Dial: func(n spec.Node) *Client { return NewClient(c.servers[n.Name].Client(), c.servers[n.Name].URL) },
 		})
 		hs := httptest.NewServer(asNode(n, s.services()))

@@ -33,7 +33,11 @@ func (a accessService) CreateAPIToken(ctx context.Context, r *pb.CreateAPITokenR
 	if ttl <= 0 || ttl > maxTokenTTL {
 		return nil, errorf(errInvalid, "a token's life of %s is not between 0 and %s", ttl, maxTokenTTL)
 	}
-	text, t := pki.NewAPIToken(a.s.cfg.CA.Cert, r.Name, role, ttl, a.s.cfg.Now())
+	ca, err := a.s.cfg.CA()
+	if err != nil {
+		return nil, err
+	}
+	text, t := pki.NewAPIToken(ca.Cert, r.Name, role, ttl, a.s.cfg.Now())
 	if _, err := a.s.cfg.Store.PutAPIToken(ctx, t, 0); err != nil {
 		return nil, err
 	}

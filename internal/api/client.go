@@ -18,6 +18,7 @@ type Client struct {
 	Keys    rpc.KeyServiceClient
 	Snaps   rpc.SnapshotServiceClient
 	Access  rpc.AccessServiceClient
+	CA      rpc.CAServiceClient
 	Join    rpc.JoinServiceClient
 
 	pages pages
@@ -36,6 +37,7 @@ func NewClient(h *http.Client, base string) *Client {
 		Upkeep:  rpc.NewUpkeepServiceClient(h, base, opt),
 		Keys:    rpc.NewKeyServiceClient(h, base, opt),
 		Access:  rpc.NewAccessServiceClient(h, base, opt),
+		CA:      rpc.NewCAServiceClient(h, base, opt),
 		Join:    rpc.NewJoinServiceClient(h, base, opt),
 	}
 }

@@ -183,7 +183,11 @@ func (c clusterService) CreateToken(ctx context.Context, r *pb.CreateTokenReques
 	if ttl <= 0 || ttl > maxTokenTTL {
 		return nil, errorf(errInvalid, "a token's life of %s is not between 0 and %s", ttl, maxTokenTTL)
 	}
-	text, t := pki.NewToken(c.s.cfg.CA.Cert, roles, ttl, c.s.cfg.Now())
+	ca, err := c.s.cfg.CA()
+	if err != nil {
+		return nil, err
+	}
+	text, t := pki.NewToken(ca.Cert, roles, ttl, c.s.cfg.Now())
 	if _, err := c.s.cfg.Store.PutToken(ctx, t, 0); err != nil {
 		return nil, err
 	}

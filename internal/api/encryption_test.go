@@ -14,6 +14,7 @@ import (
 	pb "keelson.io/keelson/internal/api/keelsonv1"
 	"keelson.io/keelson/internal/block"
 	"keelson.io/keelson/internal/meta"
+	"keelson.io/keelson/internal/pki/pkitest"
 	"keelson.io/keelson/internal/seal"
 	"keelson.io/keelson/internal/spec"
 )
@@ -51,7 +52,7 @@ func (v *vault) Unwrap(_ context.Context, w spec.WrappedKey, volume string) (*se
 func (c *testCluster) withKeys(t *testing.T, node string, v *vault) *Client {
 	t.Helper()
 	s := New(Config{
-		Node: node, Version: "test", Store: c.store, Engine: c.engines[node], CA: c.ca, Log: slog.New(slog.DiscardHandler),
+		Node: node, Version: "test", Store: c.store, Engine: c.engines[node], CA: pkitest.Fixed(c.ca), Log: slog.New(slog.DiscardHandler),
 		Keys: seal.NewRing(spec.ProviderFile, map[string]seal.Wrapper{spec.ProviderFile: v}),
 		Dial: func(n spec.Node) *Client { return c.clients[n.Name] },
 	})

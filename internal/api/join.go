@@ -24,7 +24,10 @@ func (j joinService) Join(ctx context.Context, r *pb.JoinRequest) (*pb.JoinRespo
 	if err != nil {
 		return nil, err
 	}
-	ca := j.s.cfg.CA
+	ca, err := j.s.cfg.CA()
+	if err != nil {
+		return nil, err
+	}
 	if ca.Key == nil {
 		return j.forward(ctx, r)
 	}
@@ -36,7 +39,7 @@ func (j joinService) Join(ctx context.Context, r *pb.JoinRequest) (*pb.JoinRespo
 	if err != nil {
 		return nil, err
 	}
-	resp := &pb.JoinResponse{CaPem: pki.EncodeCert(ca.Cert), CertPem: cert, Endpoints: j.s.cfg.Endpoints(), External: j.s.cfg.External}
+	resp := &pb.JoinResponse{CaPem: ca.Encode(), CertPem: cert, Endpoints: j.s.cfg.Endpoints(), External: j.s.cfg.External}
 	if hasRole(roles, spec.RoleMetadata) {
 		if resp.CaKeyPem, err = pki.EncodeKey(ca.Key); err != nil {
 			return nil, err
@@ -56,7 +59,11 @@ func (j joinService) token(ctx context.Context, text string) (spec.Token, error)
 	if err != nil {
 		return spec.Token{}, err
 	}
-	if err := t.CheckCA(j.s.cfg.CA.Cert); err != nil {
+	ca, err := j.s.cfg.CA()
+	if err != nil {
+		return spec.Token{}, err
+	}
+	if err := t.CheckCA(ca); err != nil {
 		return spec.Token{}, err
 	}
 	rec, err := j.s.cfg.Store.Token(ctx, t.ID)
@@ -114,7 +121,11 @@ func (j joinService) forward(ctx context.Context, r *pb.JoinRequest) (*pb.JoinRe
 
 // sign signs a node's certificate request, which must be for that node.
 func (s *Server) sign(cluster, node string, csr []byte) ([]byte, error) {
-	if s.cfg.CA.Key == nil {
+	ca, err := s.cfg.CA()
+	if err != nil {
+		return nil, err
+	}
+	if ca.Key == nil {
 		return nil, errNoCAKey
 	}
 	req, err := x509.ParseCertificateRequest(csr)
@@ -124,7 +135,7 @@ func (s *Server) sign(cluster, node string, csr []byte) ([]byte, error) {
 	if req.Subject.CommonName != node {
 		return nil, errorf(errInvalid, "the certificate request is for %q, not for node %s", req.Subject.CommonName, node)
 	}
-	cert, err := s.cfg.CA.SignRequest(cluster, csr)
+	cert, err := ca.SignRequest(cluster, csr)
 	if err != nil {
 		return nil, err
 	}
@@ -142,11 +153,19 @@ func (c clusterService) RenewCertificate(ctx context.Context, r *pb.RenewCertifi
 		return nil, err
 	}
 	resp := &pb.RenewCertificateResponse{CertPem: cert}
-	if n, err := c.s.cfg.Store.Node(ctx, who.Node); err == nil && n.Value.Member == spec.Called {
-		resp.CaKeyPem, err = pki.EncodeKey(c.s.cfg.CA.Key)
-		if err != nil {
+	n, err := c.s.cfg.Store.Node(ctx, who.Node)
+	if err != nil || n.Value.Member != spec.Called && !hasRole(n.Value.Roles, spec.RoleMetadata) {
+		return resp, nil
+	}
+	if c.s.cfg.Rotation != nil {
+		if resp.CaKeysPem, err = c.s.cfg.Rotation.Keys(); err != nil {
 			return nil, err
 		}
 	}
-	return resp, nil
+	ca, err := c.s.cfg.CA()
+	if err != nil {
+		return nil, err
+	}
+	resp.CaKeyPem, err = pki.EncodeKey(ca.Key)
+	return resp, err
 }

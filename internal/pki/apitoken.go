@@ -17,7 +17,7 @@ var (
 	// ErrAPITokenForm: it isn't an API token at all.
 	ErrAPITokenForm = errors.New("this is no API token: it should look like KA1<64 hex digits>::<id>.<secret>; make one with 'keelson api-token create'")
 	// ErrAPITokenCluster: the server's CA isn't the one that the token names.
-	ErrAPITokenCluster = errors.New("the API token is of another cluster than the server: check the address, or make a token there with 'keelson api-token create'")
+	ErrAPITokenCluster = errors.New("the API token is of another cluster than the server, or of a CA that this one no longer trusts: check the address, or make a token there with 'keelson api-token create'")
 	// ErrAPITokenUnknown: no such token was made, or it was revoked, or its secret is wrong.
 	ErrAPITokenUnknown = errors.New("the API token is wrong, or was revoked; make a new one with 'keelson api-token create'")
 	// ErrAPITokenExpired: it was good once.
@@ -26,7 +26,7 @@ var (
 
 // APIToken is an API token in clear: what its holder sends with each call.
 type APIToken struct {
-	CAHash string // of the cluster's CA, so that the client knows whom it talks to before it sends the secret
+	CAHash string // of a CA of the cluster, so that the client knows whom it talks to before it sends the secret
 	ID     string
 	Secret string // 256 random bits, in hex
 }

@@ -5,15 +5,16 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 )
 
 // Files of a node, in <data directory>/pki. The CA's key is on metadata nodes only, so that any of them can let others join.
 const (
-	caCertFile = "ca.crt"
-	caKeyFile  = "ca.key"
+	caCertFile   = "ca.crt" // all that are trusted; the first is the one that signs
+	caKeyFile    = "ca.key"
+	caNextFile   = "ca-next.key" // of the CA to which the cluster changes
+	caFormerFile = "ca-former"   // hashes of CAs that were trusted once
 )
 
 // NodePair is the name of a node's pair in its Dir.
@@ -43,6 +44,10 @@ func (d Dir) write(name string, b []byte) error {
 	if err := os.Rename(tmp.Name(), d.Path(name)); err != nil {
 		return err
 	}
+	return d.sync()
+}
+
+func (d Dir) sync() error {
 	dir, err := os.Open(string(d))
 	if err != nil {
 		return err
@@ -50,7 +55,7 @@ func (d Dir) write(name string, b []byte) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// SaveCA writes the CA's certificate, and its key if there is one.
+// SaveCA writes the CA's certificates, and its key if there is one.
 func (d Dir) SaveCA(ca *CA) error {
 	if ca.Key != nil {
 		key, err := EncodeKey(ca.Key)
@@ -61,7 +66,7 @@ func (d Dir) SaveCA(ca *CA) error {
 			return err
 		}
 	}
-	return d.write(caCertFile, EncodeCert(ca.Cert))
+	return d.SaveTrust(ca)
 }
 
 // LoadCA reads the CA; its Key is nil where only the certificate is kept.
@@ -70,21 +75,24 @@ func (d Dir) LoadCA() (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	ca := &CA{}
-	if ca.Cert, err = ParseCert(b); err != nil {
+	ca, err := ParseCA(b)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", d.Path(caCertFile), err)
 	}
-	b, err = os.ReadFile(d.Path(caKeyFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return ca, nil
+	keys, err := d.Keys()
+	if err != nil || len(keys) == 0 {
+		return ca, err
 	}
-	if err != nil {
-		return nil, err
+	ours := false
+	for _, k := range keys {
+		for _, c := range ca.Roots() {
+			ours = ours || belongs(c, k)
+		}
+		if belongs(ca.Cert, k) {
+			ca.Key = k
+		}
 	}
-	if ca.Key, err = ParseKey(b); err != nil {
-		return nil, fmt.Errorf("%s: %w", d.Path(caKeyFile), err)
-	}
-	if !belongs(ca.Cert, ca.Key) {
+	if !ours {
 		return nil, fmt.Errorf("%s and %s don't belong together", d.Path(caCertFile), d.Path(caKeyFile))
 	}
 	return ca, nil
@@ -144,11 +152,4 @@ func (d Dir) LoadPair(name string) (*Pair, error) {
 func belongs(cert *x509.Certificate, key crypto.Signer) bool {
 	pub, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
 	return ok && pub.Equal(key.Public())
-}
-
-// Pool returns a pool with the CA's certificate alone.
-func (ca *CA) Pool() *x509.CertPool {
-	pool := x509.NewCertPool()
-	pool.AddCert(ca.Cert)
-	return pool
 }

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"crypto/x509"
 	"errors"
 	"strings"
 	"testing"
@@ -58,6 +59,7 @@ func FuzzPEM(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(EncodeCert(ca.Cert))
+	f.Add((&CA{Cert: ca.Cert, Others: []*x509.Certificate{ca.Cert}}).Encode())
 	f.Add(kp)
 	f.Add(csr)
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -66,6 +68,11 @@ func FuzzPEM(f *testing.F) {
 				_, _ = IdentityOf(c)
 			}
 			_, _ = ParseKey(b)
+			if ca, err := ParseCA(b); err == nil {
+				if again, err := ParseCA(ca.Encode()); err != nil || again.Cert == nil {
+					t.Fatal(err)
+				}
+			}
 			_, _ = ca.SignRequest("00000000000000aa", b)
 		})
 	})

@@ -76,10 +76,12 @@ func IdentityOf(cert *x509.Certificate) (Identity, error) {
 	return Identity{}, fmt.Errorf("%w (subject %q)", ErrNotKeelson, cert.Subject)
 }
 
-// CA signs the certificates of one cluster.
+// CA signs the certificates of one cluster, and says whom its nodes trust.
 type CA struct {
-	Cert *x509.Certificate
-	Key  crypto.Signer
+	Cert *x509.Certificate // of the CA that signs
+	Key  crypto.Signer     // of Cert; nil where it isn't kept
+	// Others are trusted too, and Cross are certificates of Cert by others: both only while the cluster changes from one CA to another.
+	Others, Cross []*x509.Certificate
 	// NodeValid is how long the certificates that it signs are valid; 0 is a year.
 	NodeValid time.Duration
 }

@@ -12,40 +12,63 @@ func (p *Pair) tls() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{p.Cert.Raw}, PrivateKey: p.Key, Leaf: p.Cert}
 }
 
+// Trust returns the CAs that are trusted now. It is asked at each connection.
+type Trust func() (*x509.CertPool, error)
+
+// verify verifies the chain of the other side, without a host name. What comes with its certificate counts only as a link to a CA from roots.
+func verify(s tls.ConnectionState, roots *x509.CertPool, usage x509.ExtKeyUsage) error {
+	if len(s.PeerCertificates) == 0 {
+		return ErrNotKeelson
+	}
+	between := x509.NewCertPool()
+	for _, c := range s.PeerCertificates[1:] {
+		between.AddCert(c)
+	}
+	_, err := s.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{usage}})
+	return err
+}
+
 // ServerTLS is the configuration of a server that answers only to holders of a certificate of this cluster; with optional set, also to
 // those without any (the endpoints that joining needs): then look at PeerIdentity. Session tickets are off: every
 // connection proves its identity anew.
-func ServerTLS(ca *CA, p *Pair, optional bool) (*tls.Config, error) {
+func ServerTLS(trust Trust, p *Pair, optional bool) (*tls.Config, error) {
 	id, err := IdentityOf(p.Cert)
 	if err != nil {
 		return nil, err
 	}
 	cfg := &tls.Config{
-		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{p.tls()}, ClientCAs: ca.Pool(),
-		ClientAuth: tls.RequireAndVerifyClientCert, SessionTicketsDisabled: true,
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{p.tls()},
+		// VerifyConnection verifies: whom to trust may have changed since the last connection.
+		ClientAuth: tls.RequireAnyClientCert, SessionTicketsDisabled: true,
 		VerifyConnection: func(s tls.ConnectionState) error {
 			if optional && len(s.PeerCertificates) == 0 {
 				return nil
 			}
-			_, err := peer(s, id.Cluster)
+			pool, err := trust()
+			if err != nil {
+				return err
+			}
+			if err := verify(s, pool, x509.ExtKeyUsageClientAuth); err != nil {
+				return fmt.Errorf("the client's certificate is refused: %w", err)
+			}
+			_, err = peer(s, id.Cluster)
 			return err
 		},
 	}
 	if optional {
-		cfg.ClientAuth = tls.VerifyClientCertIfGiven
+		cfg.ClientAuth = tls.RequestClientCert
 	}
 	return cfg, nil
 }
 
 // ClientTLS is the configuration of a client that talks to a node of the cluster; node is that node's name, or "" for any.
 // Who is at the other end is decided by the certificate's URI, not by the address that was dialled.
-func ClientTLS(ca *CA, p *Pair, node string) (*tls.Config, error) {
+func ClientTLS(trust Trust, p *Pair, node string) (*tls.Config, error) {
 	id, err := IdentityOf(p.Cert)
 	if err != nil {
 		return nil, err
 	}
-	pool := ca.Pool()
-	cfg := verifying(func([]*x509.Certificate) (*x509.CertPool, error) { return pool, nil }, func(got Identity) error {
+	cfg := verifying(func([]*x509.Certificate) (*x509.CertPool, error) { return trust() }, func(got Identity) error {
 		if got.Cluster != id.Cluster {
 			return fmt.Errorf("the server's certificate is %w (%s, this one is %s)", ErrOtherCluster, got.Cluster, id.Cluster)
 		}
@@ -82,18 +105,17 @@ func verifying(roots func(chain []*x509.Certificate) (*x509.CertPool, error), ac
 			if len(s.PeerCertificates) == 0 {
 				return ErrNotKeelson
 			}
-			cert := s.PeerCertificates[0]
 			pool, err := roots(s.PeerCertificates)
 			if err != nil {
 				return err
 			}
-			if _, err := cert.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err != nil {
+			if err := verify(s, pool, x509.ExtKeyUsageServerAuth); err != nil {
 				if unknown := (x509.UnknownAuthorityError{}); errors.As(err, &unknown) {
 					return fmt.Errorf("the server's certificate wasn't signed by this cluster's CA (%w): %w", ErrOtherCluster, err)
 				}
 				return fmt.Errorf("the server's certificate is refused: %w; are the clocks right?", err)
 			}
-			id, err := IdentityOf(cert)
+			id, err := IdentityOf(s.PeerCertificates[0])
 			if err != nil {
 				return err
 			}

@@ -19,7 +19,7 @@ var (
 	// ErrTokenForm: it isn't a token at all.
 	ErrTokenForm = errors.New("this is no join token: it should look like K1<64 hex digits>::<id>.<secret>; make one with 'keelson token create'")
 	// ErrTokenCluster: the server's CA isn't the one that the token names.
-	ErrTokenCluster = errors.New("the join token is of another cluster than the server: check the address, or make a token there with 'keelson token create'")
+	ErrTokenCluster = errors.New("the join token is of another cluster than the server, or of a CA that this one no longer trusts: check the address, or make a token there with 'keelson token create'")
 	// ErrTokenUnknown: no such token was made, or it was deleted, or its secret is wrong.
 	ErrTokenUnknown = errors.New("the join token is wrong, or was deleted; make a new one with 'keelson token create'")
 	// ErrTokenExpired: it was good once.
@@ -28,7 +28,7 @@ var (
 
 // Token is a join token in clear: what the person at the new machine types.
 type Token struct {
-	CAHash string // of the cluster's CA, so that the new machine knows whom it talks to
+	CAHash string // of a CA of the cluster, so that the new machine knows whom it talks to
 	ID     string
 	Secret string
 }
@@ -73,9 +73,9 @@ func isHex(s string, n int) bool {
 	return len(s) == n && strings.Trim(s, "0123456789abcdef") == ""
 }
 
-// CheckCA checks that a CA that a server sent is the one that the token names. The error is ErrTokenCluster.
-func (t Token) CheckCA(ca *x509.Certificate) error {
-	if subtle.ConstantTimeCompare([]byte(t.CAHash), []byte(Hash(ca))) != 1 {
+// CheckCA checks that the CA that the token names is one of those that a server sent. The error is ErrTokenCluster.
+func (t Token) CheckCA(ca *CA) error {
+	if !ca.Trusts(t.CAHash) {
 		return ErrTokenCluster
 	}
 	return nil

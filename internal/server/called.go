@@ -2,8 +2,9 @@ package server
 
 import (
 	"context"
+	"crypto"
+	"crypto/x509"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -63,14 +64,13 @@ func (c *control) answerCall(ctx context.Context) error {
 		return err
 	}
 	if ca.Key == nil {
-		r, err := c.renewalFor(ctx, p)
+		err := c.renewalFor(ctx, p, func(r *pb.RenewCertificateResponse) (err error) {
+			if ca.Key = keyFor(ca.Cert, r); ca.Key == nil {
+				return errors.New("the metadata node that was asked doesn't have the key of the CA that signs")
+			}
+			return dir.SaveCA(ca)
+		})
 		if err != nil {
-			return err
-		}
-		if ca.Key, err = pki.ParseKey(r.CaKeyPem); err != nil {
-			return fmt.Errorf("the key of the cluster's CA: %w", err)
-		}
-		if err := dir.SaveCA(ca); err != nil {
 			return err
 		}
 	}
@@ -87,15 +87,15 @@ func (c *control) answerCall(ctx context.Context) error {
 	return renewSelf(c.cfg.DataDir)
 }
 
-// renewalFor asks the metadata nodes for a renewal until one answers.
-func (c *control) renewalFor(ctx context.Context, p *pki.Pair) (*pb.RenewCertificateResponse, error) {
+// renewalFor asks the metadata nodes for a renewal until take accepts what one answers.
+func (c *control) renewalFor(ctx context.Context, p *pki.Pair, take func(*pb.RenewCertificateResponse) error) error {
 	nodes, err := c.store.Nodes(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	csr, err := pki.RequestFor(p.Key, c.st.Node, c.cfg.hosts())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	err = errors.New("no node with the role metadata is known")
 	for _, n := range nodes {
@@ -104,10 +104,23 @@ func (c *control) renewalFor(ctx context.Context, p *pki.Pair) (*pb.RenewCertifi
 		}
 		var r *pb.RenewCertificateResponse
 		if r, err = c.dialer.dial(n.Value).Cluster.RenewCertificate(ctx, &pb.RenewCertificateRequest{Csr: csr}); err == nil {
-			return r, nil
+			err = take(r)
+		}
+		if err == nil {
+			return nil
 		}
 	}
-	return nil, err
+	return err
+}
+
+// keyFor is the key of a CA among those that came with a renewal; nil if it isn't.
+func keyFor(ca *x509.Certificate, r *pb.RenewCertificateResponse) crypto.Signer {
+	for _, b := range append(r.CaKeysPem, r.CaKeyPem) {
+		if k, err := pki.ParseKey(b); err == nil && pki.Belongs(ca, k) {
+			return k
+		}
+	}
+	return nil
 }
 
 // renewSelf has this node's supervisor replace itself and its children, as for an upgrade.

@@ -278,7 +278,7 @@ func TestExternalMetadata(t *testing.T) {
 		c := metadataNode(t, i)
 		c.Metadata = MetadataConfig{
 			Endpoints: []string{other.etcdClientURL()},
-			CAFile:    caPath(other.DataDir), CertFile: certPath(other.DataDir), KeyFile: keyPath(other.DataDir),
+			CAFile:    pkiDir(other.DataDir).Path("ca.crt"), CertFile: certPath(other.DataDir), KeyFile: keyPath(other.DataDir),
 		}
 		return c
 	}

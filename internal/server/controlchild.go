@@ -38,6 +38,7 @@ func RunControl(ctx context.Context, cfg Config, line *fdstore.Line) error {
 	if err != nil {
 		return err
 	}
+	id.valid = cfg.Certificates.Valid
 	c := &control{cfg: cfg, st: st, store: store, log: log, dialer: newDialer(id)}
 	return c.serve(ctx, id, line)
 }
@@ -70,9 +71,8 @@ func (c *control) serve(ctx context.Context, id *identity, line *fdstore.Line) e
 		return err
 	}
 	defer audit.Close()
-	id.ca.NodeValid = c.cfg.Certificates.Valid
 	ac := api.Config{
-		Node: c.st.Node, Version: Version, Store: c.store, CA: id.ca, Dial: c.dialer.dial,
+		Node: c.st.Node, Version: Version, Store: c.store, CA: id.authority, Rotation: rotation{pkiDir(c.cfg.DataDir)}, Dial: c.dialer.dial,
 		Endpoints: c.endpoints, External: c.st.External, RenewBefore: c.cfg.Certificates.RenewBefore, Audit: audit, Log: c.log,
 		Pages: map[string]http.Handler{
 			"/metrics": metricsHandler(func(ctx context.Context) *pb.NodeStatusResponse { return c.api.OwnStatus(ctx) }),
@@ -142,6 +142,7 @@ func (c *control) background(ctx context.Context) error {
 	defer wg.Wait()
 	wg.Go(func() { c.refresh(ctx) })
 	wg.Go(func() { c.keepRenewed(ctx) })
+	wg.Go(func() { c.followCA(ctx) })
 	wg.Go(func() { c.awaitCall(ctx) })
 	wg.Go(func() { c.serveKube(ctx) })
 	if !c.cfg.HasRole(spec.RoleStorage) {
@@ -159,6 +160,7 @@ func (c *control) background(ctx context.Context) error {
 			defer cancel()
 			led.Go(func() { c.keepMembership(ctx) })
 			led.Go(func() { c.keepMembers(ctx) })
+			led.Go(func() { c.leadCA(ctx) })
 			led.Go(func() { c.leadKube(ctx) })
 			runner.Run(ctx)
 		})

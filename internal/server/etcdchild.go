@@ -35,6 +35,9 @@ func RunEtcd(ctx context.Context, cfg Config, line *fdstore.Line) error {
 		return err
 	}
 	unix.Umask(0o077) // etcd makes its sockets for everybody
+	if err := os.Remove(peersCA(cfg)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err // nothing runs that trusts those
+	}
 	if st, err = recoverIfAsked(ctx, cfg, st, log); err != nil {
 		return err
 	}
@@ -61,6 +64,9 @@ func RunEtcd(ctx context.Context, cfg Config, line *fdstore.Line) error {
 		ec.ClusterState = embed.ClusterStateFlagExisting
 		joins = true
 	}
+	if err := takePeersCA(cfg); err != nil {
+		return err
+	}
 	e, err := embed.StartEtcd(ec)
 	if err != nil {
 		err = fmt.Errorf("metadata member: %w", err)
@@ -79,8 +85,9 @@ func RunEtcd(ctx context.Context, cfg Config, line *fdstore.Line) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	past := make(chan error, 1)
+	past := make(chan error, 2)
 	wg.Go(func() { past <- watchForRecovery(ctx, cfg, e.Server, st, log) })
+	wg.Go(func() { past <- awaitTurn(ctx, cfg, e.Server.KV()) })
 	if err := serveEtcd(ctx, cfg, e, past, func() error {
 		log.Info("metadata member serves", "url", cfg.etcdClientURL())
 		if err := errors.Join(noteServed(cfg.DataDir), noteOwnRecovery(ec.Dir, e.Server)); err != nil {
@@ -165,7 +172,7 @@ func (c *Config) etcdConfig(st State, log *slog.Logger) (*embed.Config, error) {
 	ec.LogLevel = "warn"
 	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(etcdLogger(log, zapcore.WarnLevel))
 	// For connections to other members. Those from outside come through the gates.
-	ec.PeerTLSInfo = transport.TLSInfo{CertFile: certPath(c.DataDir), KeyFile: keyPath(c.DataDir), TrustedCAFile: caPath(c.DataDir)}
+	ec.PeerTLSInfo = transport.TLSInfo{CertFile: certPath(c.DataDir), KeyFile: keyPath(c.DataDir), TrustedCAFile: peersCA(*c)}
 	ec.ListenClientUrls = []url.URL{{Scheme: "unix", Host: c.etcdSocket("client")}}
 	ec.ListenPeerUrls = []url.URL{{Scheme: "unix", Host: c.etcdSocket("peer")}}
 	ec.AdvertiseClientUrls = []url.URL{{Scheme: "https", Host: net.JoinHostPort(c.Address, strconv.Itoa(c.EtcdClientPort))}}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -19,31 +20,61 @@ import (
 
 func pkiDir(dataDir string) pki.Dir { return pki.Dir(filepath.Join(dataDir, "pki")) }
 
-func caPath(dataDir string) string   { return pkiDir(dataDir).Path("ca.crt") }
 func certPath(dataDir string) string { return pkiDir(dataDir).Path(pki.NodePair + ".crt") }
 func keyPath(dataDir string) string  { return pkiDir(dataDir).Path(pki.NodePair + ".key") }
 
-// identity is a node's certificate, as it is in the data directory now (it is renewed there), and the
-// CA that it trusts. Safe for concurrent use.
+// identity is a node's certificate, and the CAs that it trusts, as they are in the data directory now: both change there. Safe for
+// concurrent use.
 type identity struct {
-	dir pki.Dir
-	ca  *pki.CA
-	mu  struct {
+	dir   pki.Dir
+	valid time.Duration // of certificates that the CA signs; 0 is pki's
+	mu    struct {
 		sync.Mutex
 		pair   *pki.Pair
 		loaded time.Time // of the file that pair is from
+		ca     *pki.CA
+		pool   *x509.CertPool // of ca
+		caFile os.FileInfo    // that ca is from
 	}
 }
 
 func loadIdentity(dataDir string) (*identity, error) {
-	dir := pkiDir(dataDir)
-	ca, err := dir.LoadCA()
-	if err != nil {
-		return nil, fmt.Errorf("the cluster's CA: %w", err)
+	id := &identity{dir: pkiDir(dataDir)}
+	if _, err := id.authority(); err != nil {
+		return nil, err
 	}
-	id := &identity{dir: dir, ca: ca}
-	_, err = id.pair()
+	_, err := id.pair()
 	return id, err
+}
+
+// authority is the CA, with its key where that is kept, and the others that are trusted.
+func (id *identity) authority() (*pki.CA, error) {
+	ca, _, err := id.trusted()
+	return ca, err
+}
+
+// trust is pki.Trust.
+func (id *identity) trust() (*x509.CertPool, error) {
+	_, pool, err := id.trusted()
+	return pool, err
+}
+
+func (id *identity) trusted() (*pki.CA, *x509.CertPool, error) {
+	st, err := os.Stat(id.dir.Path("ca.crt"))
+	if err != nil {
+		return nil, nil, fmt.Errorf("the cluster's CA: %w", err)
+	}
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	if was := id.mu.caFile; was == nil || !os.SameFile(was, st) || !was.ModTime().Equal(st.ModTime()) {
+		ca, err := id.dir.LoadCA()
+		if err != nil {
+			return nil, nil, fmt.Errorf("the cluster's CA: %w", err)
+		}
+		ca.NodeValid = id.valid
+		id.mu.ca, id.mu.pool, id.mu.caFile = ca, ca.Pool(), st
+	}
+	return id.mu.ca, id.mu.pool, nil
 }
 
 func (id *identity) pair() (*pki.Pair, error) {
@@ -68,8 +99,12 @@ func (id *identity) certificate() (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
+	ca, err := id.authority()
+	if err != nil {
+		return nil, err
+	}
 	// The CA's certificate goes with it for those who have a token, and by it the hash of the CA.
-	return &tls.Certificate{Certificate: [][]byte{p.Cert.Raw, id.ca.Cert.Raw}, PrivateKey: p.Key, Leaf: p.Cert}, nil
+	return &tls.Certificate{Certificate: append([][]byte{p.Cert.Raw}, ca.Chain()...), PrivateKey: p.Key, Leaf: p.Cert}, nil
 }
 
 // client is the TLS configuration of connections to the node of that name, "" for any of the cluster.
@@ -78,7 +113,7 @@ func (id *identity) client(node string) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := pki.ClientTLS(id.ca, p, node)
+	c, err := pki.ClientTLS(id.trust, p, node)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +128,7 @@ func (id *identity) server(optional bool) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := pki.ServerTLS(id.ca, p, optional)
+	c, err := pki.ServerTLS(id.trust, p, optional)
 	if err != nil {
 		return nil, err
 	}

@@ -95,7 +95,7 @@ func (k *keptCluster) CA() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return string(pki.EncodeCert(ca.Cert)), nil
+	return string(ca.EncodeRoots()), nil
 }
 
 func (k *keptCluster) Nodes(ctx context.Context) ([]member.Node, error) {
@@ -119,9 +119,15 @@ func usable(expires *timestamppb.Timestamp) bool {
 	return time.Until(expires.AsTime()) > membershipTTL/2
 }
 
+// signs reports whether the CA of that hash is the one that signs: tokens of another one won't be good for long.
+func (k *keptCluster) signs(hash string) bool {
+	ca, err := pkiDir(k.c.cfg.DataDir).LoadCA()
+	return err == nil && pki.Hash(ca.Cert) == hash
+}
+
 func (k *keptCluster) Token(ctx context.Context, text string) (string, error) {
 	cl := k.api().Cluster
-	if t, err := pki.ParseToken(text); err == nil {
+	if t, err := pki.ParseToken(text); err == nil && k.signs(t.CAHash) {
 		have, err := cl.ListTokens(ctx, &pb.ListTokensRequest{})
 		if err != nil {
 			return "", err
@@ -136,7 +142,7 @@ func (k *keptCluster) Token(ctx context.Context, text string) (string, error) {
 
 func (k *keptCluster) ViewerToken(ctx context.Context, text string) (string, error) {
 	ac := k.api().Access
-	if t, err := pki.ParseAPIToken(text); err == nil {
+	if t, err := pki.ParseAPIToken(text); err == nil && k.signs(t.CAHash) {
 		have, err := ac.ListAPITokens(ctx, &pb.ListAPITokensRequest{})
 		if err != nil {
 			return "", err

@@ -51,7 +51,7 @@ func Prepare(ctx context.Context, cfg Config) error {
 		log.Warn("this node's certificate has ended; joining again")
 		err = join(ctx, cfg, &st, log)
 	case st.ClusterID != "":
-		err = cfg.checkToken(st)
+		err = cfg.checkToken(ctx, &st, log)
 	case cfg.Join.URL != "":
 		err = join(ctx, cfg, &st, log)
 	default:
@@ -166,8 +166,9 @@ func found(cfg Config, st *State, log *slog.Logger) error {
 // hosts are the names and addresses that a node's certificate is for.
 func (c *Config) hosts() []string { return []string{c.Node, c.Address, "127.0.0.1", "localhost"} }
 
-// checkToken refuses a token of another cluster on a node that has joined one.
-func (c *Config) checkToken(st State) error {
+// checkToken refuses a token of another cluster on a node that has joined one. With a token of a CA that it has never heard of, this node was
+// left out when the cluster's CA was changed, and joins again.
+func (c *Config) checkToken(ctx context.Context, st *State, log *slog.Logger) error {
 	text, err := c.Join.token()
 	if err != nil || text == "" {
 		return nil // it isn't needed any more
@@ -180,10 +181,16 @@ func (c *Config) checkToken(st State) error {
 	if err != nil {
 		return err
 	}
-	if t.CheckCA(ca.Cert) != nil {
-		return permanent(fmt.Errorf("data directory %s belongs to cluster %s (%s), and the join token is of another one; to leave the old cluster, use another data directory", c.DataDir, st.ClusterName, st.ClusterID))
+	former, err := pkiDir(c.DataDir).Former()
+	if err != nil || t.CheckCA(ca) == nil || slices.Contains(former, t.CAHash) {
+		return err
 	}
-	return nil
+	if c.Join.URL != "" {
+		if err = join(ctx, *c, st, log); err == nil || !errors.Is(err, ErrPermanent) {
+			return err
+		}
+	}
+	return permanent(errors.Join(fmt.Errorf("data directory %s belongs to cluster %s (%s), and the join token is of another one; to leave the old cluster, use another data directory", c.DataDir, st.ClusterName, st.ClusterID), err))
 }
 
 func (j JoinConfig) token() (string, error) {
@@ -227,12 +234,15 @@ func join(ctx context.Context, cfg Config, st *State, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("%s sent a certificate that can't be read: %w", url, err)
 	}
-	ca := &pki.CA{}
-	if ca.Cert, err = pki.ParseCert(r.CaPem); err != nil {
+	ca, err := pki.ParseCA(r.CaPem)
+	if err != nil {
 		return fmt.Errorf("%s sent a CA certificate that can't be read: %w", url, err)
 	}
-	if err := t.CheckCA(ca.Cert); err != nil {
+	if err := t.CheckCA(ca); err != nil {
 		return joinError(url, err)
+	}
+	if st.ClusterID != "" && r.ClusterId != st.ClusterID {
+		return permanent(fmt.Errorf("joining through %s: that is cluster %s (%s)", url, r.ClusterName, r.ClusterId))
 	}
 	if len(r.CaKeyPem) > 0 {
 		if ca.Key, err = pki.ParseKey(r.CaKeyPem); err != nil {

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"net/http/httptest"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -58,24 +58,25 @@ func newCluster(t *testing.T) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.ca = id.ca
-	s := api.New(api.Config{
-		Node: "n1", Store: c.store, CA: id.ca, Dial: newDialer(id).dial, Log: slog.New(slog.DiscardHandler),
-		Endpoints: func() []string { return []string{"https://127.0.0.1:9502"} }, Now: func() time.Time { return c.now },
-	})
-	hs := httptest.NewUnstartedServer(s.Handler())
-	if hs.TLS, err = id.server(true); err != nil {
+	if c.ca, err = id.authority(); err != nil {
 		t.Fatal(err)
 	}
-	cert, err := id.certificate() // or httptest takes one of its own
+	s := api.New(api.Config{
+		Node: "n1", Store: c.store, CA: id.authority, Rotation: rotation{id.dir}, Dial: newDialer(id).dial, Log: slog.New(slog.DiscardHandler),
+		Endpoints: func() []string { return []string{"https://127.0.0.1:9502"} }, Now: func() time.Time { return c.now },
+	})
+	conf, err := id.server(true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	hs.TLS.Certificates = []tls.Certificate{*cert}
-	hs.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
-	hs.StartTLS()
-	t.Cleanup(hs.Close)
-	c.url = "https://" + hs.Listener.Addr().String()
+	l, err := tls.Listen("tcp", "127.0.0.1:0", conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hs := &http.Server{Handler: s.Handler(), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
+	go hs.Serve(l)
+	t.Cleanup(func() { hs.Close() })
+	c.url = "https://" + l.Addr().String()
 	return c
 }
 

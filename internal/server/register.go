@@ -135,7 +135,7 @@ func registerOnce(ctx context.Context, cfg Config, st State, store meta.Store) e
 		if have.Value.ID != st.NodeID {
 			return permanent(fmt.Errorf("there is another node named %s (id %s) in the cluster; give this one another name", st.Node, have.Value.ID))
 		}
-		want.Member = have.Value.Member
+		want.Member, want.CA = have.Value.Member, have.Value.CA
 		want.Cordoned, want.Unschedulable = have.Value.Cordoned, have.Value.Unschedulable
 		want.Upkeep, want.Joined = have.Value.Upkeep, have.Value.Joined
 		if nodesEqual(have.Value, want) {

@@ -2,13 +2,20 @@ package server
 
 import (
 	"context"
+	"errors"
 	"time"
 
+	pb "keelson.io/keelson/internal/api/keelsonv1"
 	"keelson.io/keelson/internal/pki"
 	"keelson.io/keelson/internal/spec"
 )
 
-// renewOwn gives a node that has the CA's key a new certificate when the old one is near its end, or
+// needsRenewal reports whether a certificate is near its end, or of another CA than the one that signs now.
+func needsRenewal(cfg Config, ca *pki.CA, p *pki.Pair) bool {
+	return pki.NeedsRenewal(p.Cert, time.Now(), cfg.Certificates.RenewBefore) || ca.Issuer(p.Cert) != pki.Hash(ca.Cert)
+}
+
+// renewOwn gives a node that has the CA's key a new certificate when it needs one, or when the old one
 // isn't for the node's address.
 func renewOwn(cfg Config, st State) error {
 	dir := pkiDir(cfg.DataDir)
@@ -20,7 +27,7 @@ func renewOwn(cfg Config, st State) error {
 	if err != nil {
 		return err
 	}
-	if !pki.NeedsRenewal(p.Cert, time.Now(), cfg.Certificates.RenewBefore) && p.Cert.VerifyHostname(cfg.Address) == nil {
+	if !needsRenewal(cfg, ca, p) && p.Cert.VerifyHostname(cfg.Address) == nil {
 		return nil
 	}
 	ca.NodeValid = cfg.Certificates.Valid
@@ -46,17 +53,21 @@ func (c *control) keepRenewed(ctx context.Context) {
 	}
 }
 
-// renew replaces this node's certificate when it is near its end.
+// renew replaces this node's certificate when it needs another one.
 func (c *control) renew(ctx context.Context) error {
 	dir := pkiDir(c.cfg.DataDir)
 	p, err := dir.LoadPair(pki.NodePair)
-	if err != nil || !pki.NeedsRenewal(p.Cert, time.Now(), c.cfg.Certificates.RenewBefore) {
+	if err != nil {
 		return err
 	}
-	if c.cfg.HasRole(spec.RoleMetadata) {
+	ca, err := dir.LoadCA()
+	if err != nil || !needsRenewal(c.cfg, ca, p) {
+		return err
+	}
+	if c.cfg.HasRole(spec.RoleMetadata) && ca.Key != nil {
 		err = renewOwn(c.cfg, c.st)
 	} else {
-		err = c.renewThere(ctx, p)
+		err = c.renewThere(ctx, ca, p)
 	}
 	if err != nil {
 		return err
@@ -68,14 +79,15 @@ func (c *control) renew(ctx context.Context) error {
 }
 
 // renewThere has a metadata node sign a new certificate for this node's key.
-func (c *control) renewThere(ctx context.Context, p *pki.Pair) error {
-	r, err := c.renewalFor(ctx, p)
-	if err != nil {
-		return err
-	}
-	cert, err := pki.ParseCert(r.CertPem)
-	if err != nil {
-		return err
-	}
-	return pkiDir(c.cfg.DataDir).SaveCert(pki.NodePair, cert)
+func (c *control) renewThere(ctx context.Context, ca *pki.CA, p *pki.Pair) error {
+	return c.renewalFor(ctx, p, func(r *pb.RenewCertificateResponse) error {
+		cert, err := pki.ParseCert(r.CertPem)
+		if err != nil {
+			return err
+		}
+		if ca.Issuer(cert) != pki.Hash(ca.Cert) {
+			return errors.New("the metadata node that was asked signs by another CA yet")
+		}
+		return pkiDir(c.cfg.DataDir).SaveCert(pki.NodePair, cert)
+	})
 }

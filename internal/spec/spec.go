@@ -19,6 +19,8 @@ type Cluster struct {
 	Recovery Recovery `json:"recovery,omitzero"`
 	// Groups are the snapshots of several volumes that are being taken or deleted, in the order in which they were asked for.
 	Groups []Group `json:"groups,omitempty"`
+	// CA is the plan by which the cluster changes to another CA; nil if it doesn't.
+	CA *CARotation `json:"ca,omitempty"`
 }
 
 // Settings are the cluster-wide knobs. DefaultSettings has the defaults.
@@ -76,6 +78,7 @@ type Node struct {
 	// Upkeep is what is being done to the node; "" is nothing.
 	Upkeep  Upkeep    `json:"upkeep,omitempty"`
 	Member  Calling   `json:"member,omitempty"`
+	CA      NodeCA    `json:"ca,omitzero"`
 	Joined  time.Time `json:"joined"`
 	Version string    `json:"version"`
 }

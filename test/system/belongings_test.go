@@ -37,7 +37,7 @@ func (c *cluster) etcd() *clientv3.Client {
 	if err != nil {
 		c.T.Fatal(err)
 	}
-	tls, err := pki.ClientTLS(ca, pair, "")
+	tls, err := pki.ClientTLS(ca.Trust, pair, "")
 	if err != nil {
 		c.T.Fatal(err)
 	}

@@ -902,7 +902,8 @@ func (x *RenewCertificateRequest) GetCsr() []byte {
 type RenewCertificateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	CertPem       []byte                 `protobuf:"bytes,1,opt,name=cert_pem,json=certPem,proto3" json:"cert_pem,omitempty"`
-	CaKeyPem      []byte                 `protobuf:"bytes,2,opt,name=ca_key_pem,json=caKeyPem,proto3" json:"ca_key_pem,omitempty"` // only for a node that is called to hold the metadata
+	CaKeyPem      []byte                 `protobuf:"bytes,2,opt,name=ca_key_pem,json=caKeyPem,proto3" json:"ca_key_pem,omitempty"`    // only for a node that holds the metadata, or is called to
+	CaKeysPem     [][]byte               `protobuf:"bytes,3,rep,name=ca_keys_pem,json=caKeysPem,proto3" json:"ca_keys_pem,omitempty"` // likewise: that key, and those of CAs to which the cluster changes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -947,6 +948,13 @@ func (x *RenewCertificateResponse) GetCertPem() []byte {
 func (x *RenewCertificateResponse) GetCaKeyPem() []byte {
 	if x != nil {
 		return x.CaKeyPem
+	}
+	return nil
+}
+
+func (x *RenewCertificateResponse) GetCaKeysPem() [][]byte {
+	if x != nil {
+		return x.CaKeysPem
 	}
 	return nil
 }
@@ -2766,11 +2774,12 @@ const file_keelson_v1_api_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x17\n" +
 	"\x15PromoteMemberResponse\"+\n" +
 	"\x17RenewCertificateRequest\x12\x10\n" +
-	"\x03csr\x18\x01 \x01(\fR\x03csr\"S\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"s\n" +
 	"\x18RenewCertificateResponse\x12\x19\n" +
 	"\bcert_pem\x18\x01 \x01(\fR\acertPem\x12\x1c\n" +
 	"\n" +
-	"ca_key_pem\x18\x02 \x01(\fR\bcaKeyPem\"\x12\n" +
+	"ca_key_pem\x18\x02 \x01(\fR\bcaKeyPem\x12\x1e\n" +
+	"\vca_keys_pem\x18\x03 \x03(\fR\tcaKeysPem\"\x12\n" +
 	"\x10ListNodesRequest\";\n" +
 	"\x11ListNodesResponse\x12&\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x10.keelson.v1.NodeR\x05nodes\"$\n" +

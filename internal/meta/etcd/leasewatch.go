@@ -17,6 +17,11 @@ func (s *Store) FollowNode(ctx context.Context, node string, changed func()) {
 	s.follow(ctx, nodePrefix+node, changed)
 }
 
+// FollowCluster does the same for the cluster's record.
+func (s *Store) FollowCluster(ctx context.Context, changed func()) {
+	s.follow(ctx, clusterKey, changed)
+}
+
 func (s *Store) follow(ctx context.Context, key string, changed func()) {
 	for ctx.Err() == nil {
 		for resp := range s.c.Watch(clientv3.WithRequireLeader(ctx), key, clientv3.WithFilterDelete()) {

@@ -25,11 +25,14 @@ func Identities(t testing.TB, cluster string, nodes ...string) map[string]func()
 	for _, n := range nodes {
 		pair, err := ca.NewPair(pki.Identity{Cluster: cluster, Role: pki.RoleNode, Node: n}, nil)
 		must(err)
-		client, err := pki.ClientTLS(ca, pair, "")
+		client, err := pki.ClientTLS(ca.Trust, pair, "")
 		must(err)
-		server, err := pki.ServerTLS(ca, pair, false)
+		server, err := pki.ServerTLS(ca.Trust, pair, false)
 		must(err)
 		out[n] = func() (*tls.Config, *tls.Config) { return client, server }
 	}
 	return out
 }
+
+// Fixed returns a CA that doesn't change.
+func Fixed(ca *pki.CA) func() (*pki.CA, error) { return func() (*pki.CA, error) { return ca, nil } }
