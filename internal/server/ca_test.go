@@ -248,3 +248,25 @@ func TestLeftOutNodeRejoins(t *testing.T) {
 	mine.Join = JoinConfig{URL: c.url, Token: old}
 	must(t, Prepare(t.Context(), mine))
 }
+
+// TestAuthorityIsRead: what a process holds is the CA as it is now, and signs for as long as the configuration says.
+func TestAuthorityIsRead(t *testing.T) {
+	cfg := metadataNode(t, 23)
+	must(t, Prepare(t.Context(), cfg))
+	id, err := loadIdentity(cfg.DataDir)
+	must(t, err)
+	id.signFor(time.Hour)
+	_, bundle, err := rotation{id.dir}.Next("00000000000000aa")
+	must(t, err)
+	plan, err := pki.ParseCA(bundle)
+	must(t, err)
+	for phase, trusted := range map[spec.CAPhase]int{"": 1, spec.CATrust: 2} {
+		if phase != "" {
+			_, err = applyCA(id.dir, plan, phase)
+			must(t, err)
+		}
+		if ca, err := id.authority(); err != nil || ca.NodeValid != time.Hour || phase != "" && len(ca.Roots()) != trusted {
+			t.Errorf("%q: %+v, %v", phase, ca, err)
+		}
+	}
+}

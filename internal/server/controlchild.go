@@ -38,7 +38,7 @@ func RunControl(ctx context.Context, cfg Config, line *fdstore.Line) error {
 	if err != nil {
 		return err
 	}
-	id.valid = cfg.Certificates.Valid
+	id.signFor(cfg.Certificates.Valid)
 	c := &control{cfg: cfg, st: st, store: store, log: log, dialer: newDialer(id)}
 	return c.serve(ctx, id, line)
 }

@@ -26,10 +26,10 @@ func keyPath(dataDir string) string  { return pkiDir(dataDir).Path(pki.NodePair 
 // identity is a node's certificate, and the CAs that it trusts, as they are in the data directory now: both change there. Safe for
 // concurrent use.
 type identity struct {
-	dir   pki.Dir
-	valid time.Duration // of certificates that the CA signs; 0 is pki's
-	mu    struct {
+	dir pki.Dir
+	mu  struct {
 		sync.Mutex
+		valid  time.Duration // of certificates that the CA signs; 0 is pki's
 		pair   *pki.Pair
 		loaded time.Time // of the file that pair is from
 		ca     *pki.CA
@@ -45,6 +45,13 @@ func loadIdentity(dataDir string) (*identity, error) {
 	}
 	_, err := id.pair()
 	return id, err
+}
+
+// signFor sets how long certificates are valid that the CA signs.
+func (id *identity) signFor(valid time.Duration) {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	id.mu.valid, id.mu.caFile = valid, nil
 }
 
 // authority is the CA, with its key where that is kept, and the others that are trusted.
@@ -71,7 +78,7 @@ func (id *identity) trusted() (*pki.CA, *x509.CertPool, error) {
 		if err != nil {
 			return nil, nil, fmt.Errorf("the cluster's CA: %w", err)
 		}
-		ca.NodeValid = id.valid
+		ca.NodeValid = id.mu.valid
 		id.mu.ca, id.mu.pool, id.mu.caFile = ca, ca.Pool(), st
 	}
 	return id.mu.ca, id.mu.pool, nil
