@@ -87,6 +87,9 @@ func examine(ctx context.Context, g *globalOptions, o DoctorOptions) ([]doctor.F
 	}
 	opts := cfg.DoctorOptions()
 	opts.Devices, opts.KubeletDir = o.Devices, o.KubeletDir
+	if bad.State != doctor.OK {
+		opts.Keys = nil // what is configured isn't known
+	}
 	return append([]doctor.Finding{bad}, doctor.Examine(ctx, m, opts)...), nil
 }
 

@@ -40,6 +40,8 @@ type Options struct {
 	KubeletDir string // looked at only if it is there
 	Ports      []Port
 	Devices    []string // that shall become pools
+	// Keys looks at the wrapping keys of encrypted volumes.
+	Keys func(ctx context.Context) Keys
 }
 
 // Port is one that a node listens on.
@@ -116,6 +118,7 @@ var checks = []check{
 	{"data-directory", checkDataDir},
 	{"mount-propagation", checkPropagation},
 	{"ports", checkPorts},
+	{"wrapping-keys", checkKeys},
 	{"clock", checkClock},
 	{"capabilities", checkCapabilities},
 	{"open-files", checkOpenFiles},

@@ -117,6 +117,30 @@ func TestEachThingThatCanBeWrong(t *testing.T) {
 		state  State
 		words  []string
 	}{
+		"a key for all to read": {func(x *tree) {
+			x.o.Keys = func(context.Context) Keys {
+				return Keys{Provider: "file", Problems: []string{"/k/1 can be read by others"}}
+			}
+		}, "wrapping-keys", Danger, []string{"/k/1", "others", "0400"}},
+		"a key that is missing": {func(x *tree) {
+			x.o.Keys = func(context.Context) Keys {
+				return Keys{Provider: "file", Wraps: "file/k2", Volumes: 12, Unopened: slices.Repeat([]string{"pg: its key is wrapped by file/k1"}, 11)}
+			}
+		}, "wrapping-keys", Danger, []string{"11 of 12", "pg: its key is wrapped by file/k1", "and 1 more"}},
+		"no metadata": {func(x *tree) {
+			x.o.Keys = func(context.Context) Keys {
+				return Keys{Provider: "file", Wraps: "file/k2", Unknown: errors.New("no metadata")}
+			}
+		}, "wrapping-keys", Note, []string{"file/k2", "no metadata"}},
+		"no key at all": {func(x *tree) {
+			x.o.Keys = func(context.Context) Keys { return Keys{Provider: "file", Lacks: errors.New("there is no key in /k")} }
+		}, "wrapping-keys", Warning, []string{"there is no key in /k"}},
+		"all keys are here": {func(x *tree) {
+			x.o.Keys = func(context.Context) Keys { return Keys{Provider: "file", Wraps: "file/k2", Volumes: 12} }
+		}, "wrapping-keys", OK, []string{"file/k2", "all 12"}},
+		"no provider, and none is needed": {func(x *tree) {
+			x.o.Keys = func(context.Context) Keys { return Keys{} }
+		}, "wrapping-keys", OK, []string{"no volume"}},
 		"old kernel":        {func(x *tree) { x.m.Release = "6.1.0-18-amd64"; x.m.Version = "Debian 6.1.76-1" }, "kernel", Danger, []string{"6.1.0-18", "resend", "6.9"}},
 		"strange kernel":    {func(x *tree) { x.m.Release = "current" }, "kernel", Warning, []string{"current"}},
 		"bad Debian kernel": {func(x *tree) { x.m.Release = "6.1.0-14-amd64"; x.m.Version = "#1 SMP Debian 6.1.64-1 (2023-11-30)" }, "kernel-list", Danger, []string{"6.1.64", "6.1.66", "ext4"}},

@@ -110,8 +110,18 @@ func ParseCA(b []byte) (*CA, error) {
 // SaveTrust writes the CA's certificates. One file changes: a reader at any moment, or after a crash, finds the old ones or the new.
 func (d Dir) SaveTrust(ca *CA) error { return d.write(caCertFile, ca.Encode()) }
 
-// SaveNextKey keeps the key of a CA beside that of the one before it, until that is dropped.
+// SaveNextKey keeps the key of a CA beside that of the one that signs now, until that is dropped.
 func (d Dir) SaveNextKey(key crypto.Signer) error {
+	ca, err := d.LoadCA()
+	if err != nil {
+		return err
+	}
+	// Of a change that was never ended, as when the metadata was taken back: its next CA signs already.
+	if have, err := d.key(caNextFile); err != nil || have != nil && belongs(ca.Cert, have) {
+		if err := errors.Join(err, d.KeepKeyOf(ca.Cert)); err != nil {
+			return err
+		}
+	}
 	b, err := EncodeKey(key)
 	if err != nil {
 		return err

@@ -122,6 +122,9 @@ func TestKeysOfTwoCAs(t *testing.T) {
 	has(before, after)
 	must(d.SaveTrust(&CA{Cert: after.Cert, Others: []*x509.Certificate{before.Cert}}))
 	has(before, after)
+	other, _ := newCluster(t, "0000000000000001")
+	must(d.SaveNextKey(other.Key)) // the one that signs is kept
+	has(after, other)
 	must(d.KeepKeyOf(after.Cert))
 	has(after)
 	must(d.KeepKeyOf(after.Cert))
@@ -131,8 +134,8 @@ func TestKeysOfTwoCAs(t *testing.T) {
 	has(after, before)
 	must(d.KeepKeyOf(after.Cert))
 	has(after)
-	must(os.Remove(d.Path(caKeyFile)))
 	must(d.SaveNextKey(before.Key))
+	must(os.Remove(d.Path(caKeyFile)))
 	if _, err := d.LoadCA(); err == nil {
 		t.Error("a key of no CA that is trusted was taken")
 	}

@@ -17,55 +17,62 @@ import (
 	"keelson.io/keelson/internal/spec"
 )
 
-// How often a node looks at the plan by which the CA is changed: while there is one, and otherwise, although it has heard of none.
+// How often a node looks at the plan by which the CA is changed: often for some time after anything has changed in it, seldom while it waits
+// for a node that is away, and now and then although it has heard of none.
 const (
-	caEvery = time.Second
-	caLook  = time.Minute
+	caEvery  = time.Second
+	caRecent = time.Minute
+	caSeldom = 10 * time.Second
+	caLook   = time.Minute
 )
 
 // followCA carries out this node's part of a change of the CA, until ctx ends, and writes down in the node's record how far it is. Each
 // step looks at what is there, and can be repeated.
 func (c *control) followCA(ctx context.Context) {
 	said := ""
-	look := func() (busy bool) {
-		busy, err := c.followCAOnce(ctx)
+	look := func() (state string) {
+		state, err := c.followCAOnce(ctx)
 		if text := fmt.Sprint(err); err != nil && ctx.Err() == nil && text != said {
 			said = text
 			c.log.Warn("the change of the cluster's CA doesn't go on here; trying again", "err", err)
 		} else if err == nil {
 			said = ""
 		}
-		return busy
+		return state
 	}
 	awaitCA(ctx, c, look)
 }
 
-// awaitCA calls look each time that the plan may have changed, and often while look says that there is one.
-func awaitCA(ctx context.Context, c *control, look func() (busy bool)) {
+// awaitCA calls look each time that the plan may have changed, and as often as what look returns asks for: the plan's state, "" if there is none.
+func awaitCA(ctx context.Context, c *control, look func() (state string)) {
+	last, changed := "", time.Now()
 	for ctx.Err() == nil {
-		pause := caLook
-		if look() {
+		state, pause := look(), caLook
+		if state != last {
+			last, changed = state, time.Now()
+		}
+		switch {
+		case state != "" && time.Since(changed) < caRecent:
 			pause = caEvery
+		case state != "":
+			pause = caSeldom
 		}
 		once, cancel := context.WithTimeout(ctx, pause)
-		if pause == caLook {
-			c.store.FollowCluster(once, cancel)
-		}
-		<-once.Done()
+		c.store.FollowCluster(once, cancel)
 		cancel()
 	}
 }
 
-func (c *control) followCAOnce(ctx context.Context) (busy bool, err error) {
+func (c *control) followCAOnce(ctx context.Context) (state string, err error) {
 	cl, err := c.store.Cluster(ctx)
 	if err != nil {
-		return false, err
+		return "", err
 	}
-	plan := cl.Value.CA
-	if plan != nil {
+	if plan := cl.Value.CA; plan != nil {
+		state = fmt.Sprint(plan.Next, plan.Phase, plan.Turn)
 		err = c.stepCA(ctx, *plan)
 	}
-	return plan != nil, errors.Join(err, c.noteCA(ctx))
+	return state, errors.Join(err, c.noteCA(ctx))
 }
 
 // stepCA does what the plan's phase asks of this node.

@@ -28,7 +28,7 @@ func NewDoctor() (*doctor.Machine, error) {
 // DoctorOptions says what a node with this configuration needs of its machine.
 func (c *Config) DoctorOptions() doctor.Options {
 	return doctor.Options{
-		DataDir: c.DataDir, RunDir: c.RunDir, KubeletDir: DefaultKubeletDir,
+		DataDir: c.DataDir, RunDir: c.RunDir, KubeletDir: DefaultKubeletDir, Keys: c.lookAtKeys,
 		Ports: []doctor.Port{{Name: "the API", Number: c.APIPort}, {Name: "the engine", Number: c.EnginePort},
 			{Name: "the metadata's clients", Number: c.EtcdClientPort}, {Name: "the metadata's members", Number: c.EtcdPeerPort}},
 	}

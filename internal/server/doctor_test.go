@@ -1,12 +1,17 @@
 package server
 
 import (
+	"bytes"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"keelson.io/keelson/internal/spec"
 )
 
 // TestDoctorOnThisMachine: what it asks of Keelson's own parts is answered.
@@ -69,5 +74,48 @@ func TestCouldRun(t *testing.T) {
 	}
 	if err := m.couldRun(); !errors.Is(err, ErrCgroup) || !errors.Is(err, unix.EROFS) {
 		t.Errorf("a limited group, and no other can be made: %v", err)
+	}
+}
+
+// TestDoctorLooksAtKeys: the keys of all volumes are tried, by whoever has them now.
+func TestDoctorLooksAtKeys(t *testing.T) {
+	c := DefaultConfig()
+	c.DataDir = t.TempDir()
+	if k := c.lookAtKeys(t.Context()); k.Provider != "" || len(k.Problems) > 0 || !errors.Is(k.Unknown, ErrNoState) {
+		t.Errorf("%+v", k)
+	}
+	c.Encryption = EncryptionConfig{Provider: spec.ProviderFile, KeyDir: t.TempDir()}
+	if k := c.lookAtKeys(t.Context()); len(k.Problems) != 0 || k.Lacks == nil || !strings.Contains(k.Lacks.Error(), "there is no key in") {
+		t.Errorf("%+v", k)
+	}
+	path := filepath.Join(c.Encryption.KeyDir, "k1")
+	put := func(b byte) {
+		t.Helper()
+		_ = os.Remove(path)
+		if err := os.WriteFile(path, append(bytes.Repeat([]byte{b}, 31), 1), 0o400); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(2)
+	if k := c.lookAtKeys(t.Context()); len(k.Problems) != 0 || k.Lacks != nil || k.Wraps != "file/k1" {
+		t.Errorf("%+v", k)
+	}
+	ring, err := c.Encryption.open(slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ring.close()
+	v := spec.Volume{ID: "00112233445566aa", Name: "pg"}
+	if v.Encryption, err = ring.Make(t.Context(), v.ID); err != nil {
+		t.Fatal(err)
+	}
+	for b, want := range map[byte]string{2: "", 3: "the wrapped key doesn't open"} {
+		put(b)
+		if got := strings.Join(unopened(t.Context(), ring, []spec.Volume{v}), " "); (got == "") != (want == "") || !strings.Contains(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	if got := unopened(t.Context(), &keyring{}, []spec.Volume{v}); len(got) != 1 || !strings.Contains(got[0], "no wrapping key is configured") {
+		t.Errorf("%v", got)
 	}
 }

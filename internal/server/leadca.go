@@ -19,55 +19,57 @@ import (
 // member of the metadata to the next that has to start anew. What it decides is in the cluster's record.
 func (c *control) leadCA(ctx context.Context) {
 	said := ""
-	awaitCA(ctx, c, func() bool {
-		busy, err := c.leadCAOnce(ctx, time.Now().UTC())
+	awaitCA(ctx, c, func() string {
+		state, err := c.leadCAOnce(ctx, time.Now().UTC())
 		if text := fmt.Sprint(err); err != nil && ctx.Err() == nil && text != said {
 			said = text
 			c.log.Warn("the change of the cluster's CA doesn't go on; trying again", "err", err)
 		}
-		return busy
+		return state
 	})
 }
 
-func (c *control) leadCAOnce(ctx context.Context, now time.Time) (busy bool, err error) {
+func (c *control) leadCAOnce(ctx context.Context, now time.Time) (state string, err error) {
 	cl, err := c.store.Cluster(ctx)
 	if err != nil || cl.Value.CA == nil {
-		return false, err
+		return "", err
 	}
 	was := *cl.Value.CA
+	state = fmt.Sprint(was.Next, was.Phase, was.Turn)
 	v := caView{plan: was, now: now}
 	nodes, err := c.store.Nodes(ctx)
 	if err != nil {
-		return true, err
+		return state, err
 	}
 	for _, n := range nodes {
 		v.nodes = append(v.nodes, n.Value)
+		state += was.WaitsFor(n.Value)
 	}
 	if !c.st.External {
 		if v.members, err = (members{c.store.Client()}).List(ctx); err != nil {
-			return true, err
+			return state, err
 		}
 	}
 	next := v.decide()
 	if next != nil && next.Phase == was.Phase && next.Turn == was.Turn {
-		return true, nil
+		return state, nil
 	}
 	cl.Value.CA = next
 	if _, err := c.store.PutCluster(ctx, cl.Value, cl.Rev); err != nil {
 		if errors.Is(err, meta.ErrConflict) {
-			return true, nil
+			return state, nil
 		}
-		return true, err
+		return state, err
 	}
 	switch {
 	case next == nil:
-		return true, c.tellCA(ctx, "ca-changed", "the cluster's CA was changed: the old one is trusted by no node any more, nor are tokens that name it")
+		return state, c.tellCA(ctx, "ca-changed", "the cluster's CA was changed: the old one is trusted by no node any more, nor are tokens that name it")
 	case next.Phase == spec.CAIssue && was.Phase != next.Phase:
-		return true, c.tellCA(ctx, "ca-issues", "every node trusts the new CA: nodes get certificates of it")
+		return state, c.tellCA(ctx, "ca-issues", "every node trusts the new CA: nodes get certificates of it")
 	case next.Phase == spec.CARetire && was.Phase != next.Phase:
-		return true, c.tellCA(ctx, "ca-retires", "every node has a certificate of the new CA: nodes cease to trust the old one")
+		return state, c.tellCA(ctx, "ca-retires", "every node has a certificate of the new CA: nodes cease to trust the old one")
 	}
-	return true, nil
+	return state, nil
 }
 
 func (c *control) tellCA(ctx context.Context, what, message string) error {

@@ -52,7 +52,7 @@ func repository(t *testing.T) []file {
 			}
 			return nil
 		}
-		if !d.Type().IsRegular() || rel == "go.sum" || rel == "LICENSE" || strings.HasSuffix(rel, ".test") {
+		if !d.Type().IsRegular() || rel == ".git" || rel == "go.sum" || rel == "LICENSE" || strings.HasSuffix(rel, ".test") {
 			return nil
 		}
 		b, err := os.ReadFile(p)

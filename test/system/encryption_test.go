@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -189,11 +190,29 @@ func (c *cluster) rotate(keys wrapKeys, file string) {
 	if out := c.keelson("n3", "events"); !strings.Contains(out, "key-unavailable") {
 		c.T.Errorf("no event says that a key is missing:\n%s", out)
 	}
+	c.doctorOfKeys("n3", "danger", "its key is wrapped by file/k2: the wrapping key isn't on this node")
 	show()
+	c.doctorOfKeys("n3", "ok", "file/k2 wraps")
 	c.holds("n3", "sealed-fuse", "fuse", file)
 	if out := c.keelson("n3", "volume", "show", "sealed-fuse"); strings.Contains(out, "can't be attached") {
 		c.T.Errorf("the volume still says that it can't be attached:\n%s", out)
 	}
+}
+
+// doctorOfKeys has the doctor look at a node's wrapping keys.
+func (c *cluster) doctorOfKeys(node, state, words string) {
+	c.T.Helper()
+	out, err := c.Keelson(c.ctx(), node, "doctor", "-o", "json") // it fails if anything is dangerous
+	var list []struct{ Check, State, Found string }
+	if jerr := json.Unmarshal([]byte(out), &list); jerr != nil {
+		c.T.Fatal(err, jerr)
+	}
+	for _, f := range list {
+		if f.Check == "wrapping-keys" && f.State == state && strings.Contains(f.Found, words) {
+			return
+		}
+	}
+	c.T.Errorf("nothing of wrapping keys is %s: %s, in %s", state, words, out)
 }
 
 // The next engine goes on with a volume also when whoever has the wrapping key is away; another node needs it.

@@ -21,6 +21,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 
 	"keelson.io/keelson/internal/seal"
 	"keelson.io/keelson/internal/spec"
@@ -87,6 +88,44 @@ func (d Dir) Unwrap(_ context.Context, w spec.WrappedKey, volumeID string) (*sea
 	}
 	defer clear(key)
 	return seal.Open(key, w.Sealed, volumeID)
+}
+
+// Check looks at the directory and at every key in it, and returns what is wrong with them, and with whom they belong to. That there are
+// none is for Current to say.
+func (d Dir) Check() (wrong []error) {
+	ids, err := d.IDs()
+	if err != nil {
+		return nil
+	}
+	if err := private(d.Path, 0o022, "changed"); err != nil {
+		wrong = append(wrong, err)
+	}
+	for _, id := range ids {
+		key, err := d.read(id)
+		clear(key)
+		if err == nil {
+			err = private(filepath.Join(d.Path, id), 0o077, "read")
+		}
+		if err != nil {
+			wrong = append(wrong, err)
+		}
+	}
+	return wrong
+}
+
+// private returns an error if somebody but root may do with a file what the bits of the mode say.
+func private(path string, bits fs.FileMode, what string) error {
+	st, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok && sys.Uid != 0 {
+		return fmt.Errorf("%s belongs to user %d, who can give others the right to it: make it root's", path, sys.Uid)
+	}
+	if st.Mode().Perm()&bits != 0 {
+		return fmt.Errorf("%s can be %s by others than root (mode %#o)", path, what, st.Mode().Perm())
+	}
+	return nil
 }
 
 // read reads a key. Errors name the file, never what is in it.
