@@ -92,4 +92,3 @@ func unopened(ctx context.Context, ring *keyring, volumes []spec.Volume) (list [
 	}
 	return list
 }
-
