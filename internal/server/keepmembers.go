@@ -17,8 +17,12 @@ import (
 	"keelson.io/keelson/internal/spec"
 )
 
-// membersEvery is how often the leader looks at the members of the metadata.
-const membersEvery = 5 * time.Second
+// How often the leader looks at the members of the metadata: more often for some time after it has changed something, as the next step follows.
+const (
+	membersEvery = 5 * time.Second
+	membersSoon  = time.Second
+	membersAfter = 15 * time.Second
+)
 
 // keepMembers replaces members of the metadata that are gone for good, or about to go, while this node leads. What it decides is in
 // the records of the nodes, and in the list of members itself: a step that is repeated changes nothing.
@@ -28,15 +32,23 @@ func (c *control) keepMembers(ctx context.Context) {
 	}
 	gone := map[string]time.Time{}
 	said := ""
+	var changed time.Time
 	for {
+		pause := membersEvery
+		if time.Since(changed) < membersAfter {
+			pause = membersSoon
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(membersEvery):
+		case <-time.After(pause):
 		}
-		err := c.keepMembersOnce(ctx, gone, time.Now())
+		did, err := c.keepMembersOnce(ctx, gone, time.Now())
 		if ctx.Err() != nil {
 			return
+		}
+		if did {
+			changed = time.Now()
 		}
 		if text := fmt.Sprint(err); err != nil && text != said {
 			said = text
@@ -47,22 +59,22 @@ func (c *control) keepMembers(ctx context.Context) {
 	}
 }
 
-func (c *control) keepMembersOnce(ctx context.Context, gone map[string]time.Time, now time.Time) error {
+func (c *control) keepMembersOnce(ctx context.Context, gone map[string]time.Time, now time.Time) (changed bool, err error) {
 	list, err := members{c.store.Client()}.List(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	nodes, err := c.store.Nodes(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	alive, err := c.store.Alive(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	cluster, err := c.store.Cluster(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	m := membership{members: list, nodes: nodes, alive: alive, gone: gone, after: cluster.Value.Settings.RebuildAfter}
 	m.count(now)
@@ -70,20 +82,20 @@ func (c *control) keepMembersOnce(ctx context.Context, gone map[string]time.Time
 	switch {
 	case step.call != "":
 		if err := c.setCalling(ctx, step.call, spec.Called); err != nil {
-			return err
+			return false, err
 		}
-		return c.tellMembers(ctx, "metadata-member-called", step.call, fmt.Sprintf("node %s is to hold the metadata in the place of %s", step.call, cmp.Or(step.instead, "one that is missing")))
+		return true, c.tellMembers(ctx, "metadata-member-called", step.call, fmt.Sprintf("node %s is to hold the metadata in the place of %s", step.call, cmp.Or(step.instead, "one that is missing")))
 	case step.remove != "":
 		node := m.nodeOf(step.remove)
 		if err := c.setCalling(ctx, node, spec.Resting); err != nil && !errors.Is(err, meta.ErrNotFound) {
-			return err
+			return false, err
 		}
 		if err := (members{c.store.Client()}).Remove(ctx, step.remove); err != nil {
-			return err
+			return false, err
 		}
-		return c.tellMembers(ctx, "metadata-member-replaced", node, fmt.Sprintf("node %s holds the metadata no longer: another one takes its place", cmp.Or(node, step.remove)))
+		return true, c.tellMembers(ctx, "metadata-member-replaced", node, fmt.Sprintf("node %s holds the metadata no longer: another one takes its place", cmp.Or(node, step.remove)))
 	}
-	return nil
+	return false, nil
 }
 
 func (c *control) setCalling(ctx context.Context, node string, what spec.Calling) error {
