@@ -29,7 +29,7 @@ BENCH       ?= full
 BENCH_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build image deps test lint unit model model-quick model-rules sim sim-mutants sim-mutants-quick system system-engine system-services takeover chaos kube e2e fuzz vuln bench demo clean
+.PHONY: help build image deps test lint unit model model-quick model-rules sim sim-mutants sim-mutants-quick system system-engine system-services system-apart takeover chaos kube e2e fuzz vuln bench demo clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,15 +77,17 @@ sim-mutants-quick: ## the same for a few that are found at once: the checks can 
 	cd test/sim && $(CURDIR)/bin/mutants.test -test.timeout 300s -test.run '^TestMutant(s|Names)$$' -mutant-quick -mutant-seeds 400
 
 system: deps build ## system tests: real daemons in network namespaces (needs root)
-	@$(MAKE) --no-print-directory -j2 --output-sync=line system-engine system-services
+	@$(MAKE) --no-print-directory -j3 --output-sync=line system-engine system-services system-apart
 
-# The system tests in two halves that run side by side, each with labs of its own: they wait more than they work.
+# The system tests in three parts that run side by side, each with labs of its own: they wait more than they work.
 system-engine:
 	KEELSON_BIN=$(CURDIR)/$(BIN) $(GO) test ./test/system -skip '$(SERVICES)' -count=1 -timeout 900s
-	KEELSON_BIN=$(CURDIR)/$(BIN) $(GO) test ./test/system/*/ ./test/chaos -p 1 -count=1 -timeout 900s
 
 system-services:
 	KEELSON_BIN=$(CURDIR)/$(BIN) KEELSON_LAB=services $(GO) test ./test/system -run '$(SERVICES)' -count=1 -timeout 900s
+
+system-apart:
+	KEELSON_BIN=$(CURDIR)/$(BIN) $(GO) test ./test/system/*/ ./test/chaos -p 1 -count=1 -timeout 900s
 
 chaos: deps build ## kill, stop, cut, fill and crash for MINUTES=n under verified load; CHAOS_SEED=x repeats a plan (needs root)
 	KEELSON_BIN=$(CURDIR)/$(BIN) $(GO) run ./test/chaos -minutes $(MINUTES) -seed $(CHAOS_SEED) -logs dist/chaos-logs $(CHAOS_FLAGS)
