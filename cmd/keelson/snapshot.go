@@ -207,34 +207,3 @@ func newSnapshotScheduleCommand(g *globalOptions) *cobra.Command {
 		},
 	}
 }
-
-// runVolumeClone is volume create of what another volume holds, or held.
-func runVolumeClone(ctx context.Context, g *globalOptions, o VolumeCreateOptions, name string, w io.Writer) error {
-	r := &pb.CloneVolumeRequest{Name: name, FromVolume: o.FromVolume}
-	if o.FromSnapshot != "" {
-		var ok bool
-		if r.FromVolume, r.FromSnapshot, ok = strings.Cut(o.FromSnapshot, "/"); !ok || r.FromSnapshot == "" {
-			return usageError{&spec.InvalidError{Field: "from-snapshot", Value: o.FromSnapshot, Legal: "VOLUME/SNAPSHOT"}}
-		}
-	}
-	if o.Size != "" {
-		size, err := spec.ParseSize(o.Size)
-		if err != nil {
-			return err
-		}
-		r.Size = size
-	}
-	c, err := g.client()
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, snapshotWait)
-	defer cancel()
-	v, err := c.Snaps.CloneVolume(ctx, r)
-	if err != nil {
-		return err
-	}
-	return o.output.print(w, plain(v), func(w io.Writer) {
-		fmt.Fprintf(w, "volume %s, %s, replicas on %s\n", v.Name, spec.FormatSize(v.Size), replicaNodes(v))
-	})
-}

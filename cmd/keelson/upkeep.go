@@ -150,7 +150,7 @@ func newVolumeMoveCommand(g *globalOptions) *cobra.Command {
 		Args:    args(cobra.ExactArgs(1)), ValidArgsFunction: completeVolumes(g),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			r.Name = a[0]
-			if r.From == "" {
+			if r.From == "" && !r.Stay {
 				return usageError{fmt.Errorf("say with --from where the copies of volume %s are that shall move: a node, or a pool's id", r.Name)}
 			}
 			return runVolumeMove(cmd.Context(), g, &r, wait, cmd.OutOrStdout())
@@ -159,6 +159,10 @@ func newVolumeMoveCommand(g *globalOptions) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&r.From, "from", "", "node, or pool, that has the copies")
 	f.StringVar(&r.To, "to", "", "node, or pool, that gets them (default: the best there is)")
+	f.BoolVar(&r.Stay, "stay", false, "instead: copies of a clone that are still to move to where it was asked for stay where they are")
+	for _, flag := range []string{"from", "to"} {
+		cmd.MarkFlagsMutuallyExclusive("stay", flag)
+	}
 	waitFlag(cmd, &wait, moveWait)
 	completeFlag(cmd, "from", completeNodes(g))
 	completeFlag(cmd, "to", completeNodes(g))

@@ -35,7 +35,9 @@ type VolumeCreateOptions struct {
 	FromVolume        string
 	FromSnapshot      string
 	Encrypt           bool
-	output            outputFlag
+	// where and counted say whether anything is given of where the copies shall lie, and how many.
+	where, counted bool
+	output         outputFlag
 }
 
 func newVolumeCreateCommand(g *globalOptions) *cobra.Command {
@@ -50,6 +52,10 @@ func newVolumeCreateCommand(g *globalOptions) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			for _, flag := range []string{"zone-spread", "node-selector", "media", "nodes", "zones"} {
+				o.where = o.where || cmd.Flags().Changed(flag)
+			}
+			o.counted = cmd.Flags().Changed("replicas")
 			return runVolumeCreate(cmd.Context(), g, o, policy, cmd.OutOrStdout())
 		},
 	}
@@ -66,10 +72,9 @@ func newVolumeCreateCommand(g *globalOptions) *cobra.Command {
 	f.StringVar(&o.FromSnapshot, "from-snapshot", "", "make it a clone of a snapshot, VOLUME/SNAPSHOT")
 	f.BoolVar(&o.Encrypt, "encrypt", false, "encrypt its data on all copies; a clone is encrypted if its origin is")
 	cmd.MarkFlagsMutuallyExclusive("from-volume", "from-snapshot")
-	for _, other := range []string{"replicas", "columns", "zone-spread", "node-selector", "media", "nodes", "zones", "encrypt"} {
-		for _, from := range []string{"from-volume", "from-snapshot"} {
-			cmd.MarkFlagsMutuallyExclusive(from, other)
-		}
+	for _, from := range []string{"from-volume", "from-snapshot"} {
+		cmd.MarkFlagsMutuallyExclusive(from, "columns")
+		cmd.MarkFlagsMutuallyExclusive(from, "encrypt")
 	}
 	set.register(cmd, true)
 	o.output.register(cmd)
@@ -85,7 +90,7 @@ func runVolumeCreate(ctx context.Context, g *globalOptions, o VolumeCreateOption
 		return err
 	}
 	if o.FromVolume != "" || o.FromSnapshot != "" {
-		return runVolumeClone(ctx, g, o, name, w)
+		return runVolumeClone(ctx, g, o, policy, w)
 	}
 	if o.Size == "" {
 		return usageError{fmt.Errorf("volume %s needs a size: add --size, such as --size 4Gi", name)}
@@ -94,11 +99,7 @@ func runVolumeCreate(ctx context.Context, g *globalOptions, o VolumeCreateOption
 	if err != nil {
 		return err
 	}
-	sel, err := spec.ParseLabels("node-selector", o.NodeSelector)
-	if err != nil {
-		return err
-	}
-	topology, err := spec.TopologyOf(o.Nodes, o.Zones)
+	where, err := o.whereProto()
 	if err != nil {
 		return err
 	}
@@ -112,11 +113,9 @@ func runVolumeCreate(ctx context.Context, g *globalOptions, o VolumeCreateOption
 		return err
 	}
 	r := &pb.CreateVolumeRequest{
-		Name: name, Size: size, Replicas: o.Replicas, Columns: o.Columns, ZoneSpread: o.ZoneSpread, NodeSelector: sel, Media: o.Media,
+		Name: name, Size: size, Replicas: o.Replicas, Columns: o.Columns,
+		ZoneSpread: where.ZoneSpread, NodeSelector: where.NodeSelector, Media: where.Media, Topology: where.Topology,
 		Limits: policy.Limits, Placement: policy.Placement, TrimEvery: policy.TrimEvery, Encrypt: o.Encrypt,
-	}
-	for _, t := range topology {
-		r.Topology = append(r.Topology, &pb.TopologyTerm{Segments: t})
 	}
 	v, err := c.Volumes.CreateVolume(ctx, r)
 	if err != nil {

@@ -88,6 +88,7 @@ func volumeDetails(w io.Writer, v *pb.Volume) {
 	fields(w, "Volume", v.Name, "ID", v.Id, "Size", sizeText(v), "Policy", policy, "Health", v.Health,
 		"Condition", v.Condition, "Attached", attached, "Device", v.Device, "Encryption", encryptionText(v), "Term", v.Term,
 		"Created", v.Created.AsTime().Format(timeFormat), "Scrub", scrubText(v.Scrub), "Last scrub", lastScrubText(v.Scrub))
+	fields(w, "Copies", v.Resettling)
 	fields(w, policyFields(v)...)
 	if e := v.Ephemeral; e != nil {
 		fields(w, "Made for", fmt.Sprintf("a pod on node %s, at %s: it is deleted with it", e.Node, e.Path))

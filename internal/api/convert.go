@@ -136,6 +136,7 @@ func (v *view) volumeProto(vol spec.Volume) *pb.Volume {
 	}
 	m.Scrub = v.scrubProto(&vol, live)
 	snapshotProtos(m, &vol)
+	m.Resettling = v.resettling(&vol)
 	policyProtos(m, &vol)
 	m.Encryption = encryptionProto(&vol)
 	m.Health, m.Condition = v.health(vol, live)

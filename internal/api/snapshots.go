@@ -267,6 +267,7 @@ func (x snapshotService) cloneOf(ctx context.Context, v *spec.Volume, s *spec.Sn
 		Topology: v.Topology, Media: v.Media, Created: now, Limits: v.Limits, Placement: v.Placement,
 		Source: &spec.Source{Volume: v.ID, Snapshot: s.ID, Pending: true},
 	}
+	elsewhere := askedOfClone(&c, r) || v.Resettle
 	if err := c.Validate(); err != nil {
 		return c, err
 	}
@@ -298,6 +299,9 @@ func (x snapshotService) cloneOf(ctx context.Context, v *spec.Volume, s *spec.Sn
 			}
 		}
 		c.State.Columns = append(c.State.Columns, spec.Column{Members: members})
+	}
+	if elsewhere {
+		return c, x.s.settle(ctx, &c)
 	}
 	return c, nil
 }

@@ -98,6 +98,9 @@ func (s *Server) setReplicas(ctx context.Context, vol *spec.Volume, n *int32) er
 // MoveReplicas has the copies in one place leave for another. The reconcilers do the rest.
 func (u upkeepService) MoveReplicas(ctx context.Context, r *pb.MoveReplicasRequest) (*pb.Volume, error) {
 	return u.changeVolume(ctx, r.Name, func(v *view, vol *spec.Volume) (bool, error) {
+		if r.Stay {
+			return stay(vol)
+		}
 		from, err := v.poolsAt(r.From)
 		if err != nil {
 			return false, err

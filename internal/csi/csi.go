@@ -34,9 +34,10 @@ import (
 type Keelson interface {
 	// Create makes a volume. ErrExists: there is one of that name; ErrNoRoom: it can't be placed; ErrInvalid.
 	Create(ctx context.Context, r Request) (Volume, error)
-	// Clone makes a volume of a snapshot, or, if snapshot is "", of what another volume holds; of at least size bytes. That it
-	// has done so is no error. ErrNotFound; ErrExists: there is another volume of that name.
-	Clone(ctx context.Context, name, volume, snapshot string, size int64) (Volume, error)
+	// Clone makes a volume of a snapshot, or, if snapshot is "", of what another volume holds; of at least r.Size bytes. Its columns, and how
+	// many copies it has if r doesn't say it, are its origin's. That it has done so is no error. ErrNotFound; ErrExists: there is another
+	// volume of that name; ErrNoRoom: its copies can't come to where they are asked for.
+	Clone(ctx context.Context, r Request, volume, snapshot string) (Volume, error)
 	// CreateSnapshot takes a snapshot and answers when it is there. That it has is no error. ErrNotFound; ErrRefused: there are too many.
 	CreateSnapshot(ctx context.Context, volume, name string) (Snapshot, error)
 	// CreateGroup takes snapshots of several volumes at one moment, all of that name, and answers when they are there. That it has is no

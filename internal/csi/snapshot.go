@@ -121,8 +121,8 @@ func (d *driver) snapshot(ctx context.Context, id string) (Snapshot, error) {
 	return Snapshot{}, none
 }
 
-// clone makes a volume of a snapshot, or of another volume, or finds the one that an earlier call made. How many copies it has, and
-// where, it has from its origin.
+// clone makes a volume of a snapshot, or of another volume, or finds the one that an earlier call made. Where its copies lie is what
+// the class says: where that differs from its origin's places they move there, while it is used.
 func (d *driver) clone(ctx context.Context, req Request, from *pb.VolumeContentSource, capacity *pb.CapacityRange) (Volume, error) {
 	var volume, snapshot string
 	var size int64
@@ -148,7 +148,9 @@ func (d *driver) clone(ctx context.Context, req Request, from *pb.VolumeContentS
 	if err := d.keepsSecret(ctx, req, volume); err != nil {
 		return Volume{}, err
 	}
-	v, err := d.cfg.Keelson.Clone(ctx, req.Name, volume, snapshot, max(size, req.Size))
+	grown := req
+	grown.Size = max(size, req.Size)
+	v, err := d.cfg.Keelson.Clone(ctx, grown, volume, snapshot)
 	if err != nil {
 		return v, err
 	}

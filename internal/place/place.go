@@ -121,6 +121,22 @@ type state struct {
 
 // Place decides. The error is an *ImpossibleError, or nil.
 func Place(c Cluster, req Request) ([]Choice, error) {
+	s := newState(c, req)
+	if req.Column >= 0 {
+		return s.column(req.Column, 1)
+	}
+	var all []Choice
+	for col := range req.Volume.Columns {
+		choices, err := s.column(col, req.Volume.Replicas)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, choices...)
+	}
+	return all, nil
+}
+
+func newState(c Cluster, req Request) *state {
 	s := &state{c: c, req: req, size: spec.ColumnSize(req.Volume.Planned(), req.Volume.Columns),
 		nodes: map[string]Node{}, added: map[string]int64{}, used: map[string]int{}}
 	s.c.Pools = slices.Clone(c.Pools)
@@ -136,18 +152,7 @@ func Place(c Cluster, req Request) ([]Choice, error) {
 			s.used[m.Pool]++
 		}
 	}
-	if req.Column >= 0 {
-		return s.column(req.Column, 1)
-	}
-	var all []Choice
-	for col := range req.Volume.Columns {
-		choices, err := s.column(col, req.Volume.Replicas)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, choices...)
-	}
-	return all, nil
+	return s
 }
 
 // column places n replicas of one column.
@@ -279,6 +284,13 @@ func (s *state) nodeRule(n Node, taken map[string]bool, zones map[string]int) st
 		return "is being drained"
 	case n.Upkeep != "":
 		return "is being decommissioned"
+	}
+	return s.volumeRule(n, zones)
+}
+
+// volumeRule is what the volume itself asks of nodes. zones are those that have copies.
+func (s *state) volumeRule(n Node, zones map[string]int) string {
+	switch {
 	case s.req.Volume.ZoneSpread && n.Zone == "":
 		return "has no zone, and zone spread is asked for"
 	case s.req.Volume.ZoneSpread && zones[n.Zone] > 0:
@@ -304,8 +316,8 @@ func (s *state) poolRule(p Pool) string {
 	if rule := s.upkeepRule(p); rule != "" {
 		return rule
 	}
-	if m := s.req.Volume.Media; m != "" && p.Media != m {
-		return fmt.Sprintf("media is %s, %s is asked for", p.Media, m)
+	if rule := s.mediaRule(p); rule != "" {
+		return rule
 	}
 	limit := int64(s.c.Overcommit * float64(p.Capacity-p.Reserve))
 	if p.Provisioned+s.added[p.ID]+s.size > limit {
@@ -314,6 +326,13 @@ func (s *state) poolRule(p Pool) string {
 	}
 	if p.Free >= 0 && s.free(p) <= 0 {
 		return fmt.Sprintf("is full: %s are free, its reserve is %s", spec.FormatSize(p.Free), spec.FormatSize(p.Reserve))
+	}
+	return ""
+}
+
+func (s *state) mediaRule(p Pool) string {
+	if m := s.req.Volume.Media; m != "" && p.Media != m {
+		return fmt.Sprintf("media is %s, %s is asked for", p.Media, m)
 	}
 	return ""
 }

@@ -1,7 +1,7 @@
 // Package reconcile has the loops that bring the cluster to what was asked for, on whichever node leads: replicas whose
 // nodes stay away are rebuilt elsewhere (rebuild.go), what deleted volumes leave behind is cleared (gc.go), volumes are
 // scrubbed when their time has come (scrub.go), copies leave pools and nodes that are being emptied (drain.go), and growth is
-// admitted when every copy is large enough (resize.go); snapshots of several volumes go from phase to phase (group.go).
+// admitted when every copy is large enough (resize.go); copies move to where they are asked for (resettle.go); snapshots of several volumes go from phase to phase (group.go).
 //
 // A loop is a function from a View to the transactions that are due, so it can be read and tested as a table.
 //
@@ -146,6 +146,7 @@ func (r *Runner) pass(ctx context.Context, now time.Time, wg *sync.WaitGroup) ti
 	plan.merge(r.resize(now))
 	plan.merge(r.rebalance(now))
 	plan.merge(r.follow(now))
+	plan.merge(r.resettle(now))
 	plan.merge(r.prove(now))
 	plan.merge(r.devices(now))
 	plan.deadline(r.groups(ctx, now))

@@ -134,10 +134,7 @@ func csiError(err error) error {
 func (k *csiKeelson) Create(ctx context.Context, r csi.Request) (csi.Volume, error) {
 	req := &pb.CreateVolumeRequest{
 		Name: r.Name, Size: r.Size, Replicas: int32(r.Replicas), Columns: int32(r.Columns), ZoneSpread: r.ZoneSpread,
-		NodeSelector: r.NodeSelector, Media: r.Media, Near: r.Near,
-	}
-	for _, t := range r.Topology {
-		req.Topology = append(req.Topology, &pb.TopologyTerm{Segments: t})
+		NodeSelector: r.NodeSelector, Media: r.Media, Near: r.Near, Topology: terms(r.Topology),
 	}
 	if e := r.Ephemeral; e != nil {
 		req.Ephemeral = &pb.Ephemeral{Node: e.Node, Path: e.Path}

@@ -52,9 +52,23 @@ func (k *csiKeelson) Snapshots(ctx context.Context, volume string) ([]csi.Snapsh
 }
 
 // Clone implements csi.Keelson.
-func (k *csiKeelson) Clone(ctx context.Context, name, volume, snapshot string, size int64) (csi.Volume, error) {
-	v, err := k.api.Snaps.CloneVolume(ctx, &pb.CloneVolumeRequest{Name: name, FromVolume: volume, FromSnapshot: snapshot, Size: size})
+func (k *csiKeelson) Clone(ctx context.Context, r csi.Request, volume, snapshot string) (csi.Volume, error) {
+	var asked pb.CreateVolumeRequest
+	askPolicy(&asked, r)
+	req := &pb.CloneVolumeRequest{
+		Name: r.Name, FromVolume: volume, FromSnapshot: snapshot, Size: r.Size, Replicas: int32(r.Replicas),
+		Where:  &pb.Where{ZoneSpread: r.ZoneSpread, NodeSelector: r.NodeSelector, Media: r.Media, Topology: terms(r.Topology)},
+		Limits: asked.Limits, Placement: asked.Placement, TrimEvery: asked.TrimEvery,
+	}
+	v, err := k.api.Snaps.CloneVolume(ctx, req)
 	return csiVolume(v), csiError(err)
+}
+
+func terms(list []map[string]string) (out []*pb.TopologyTerm) {
+	for _, t := range list {
+		out = append(out, &pb.TopologyTerm{Segments: t})
+	}
+	return out
 }
 
 // SetSchedule implements csi.Keelson.

@@ -152,6 +152,9 @@ type Volume struct {
 	ReadOnly  *ReadOnly  `json:"readOnly,omitempty"`
 	Schedules []Schedule `json:"schedules,omitempty"`
 	Growth    Growth     `json:"growth,omitzero"`
+	// Resettle is set while copies are to move to where the volume's own rules let them be: those of a clone that was asked for at another
+	// place than its origin's. The leader moves them, and takes it back when all lie right.
+	Resettle bool `json:"resettle,omitempty"`
 
 	Limits    Limits      `json:"limits,omitzero"`
 	Placement Placement   `json:"placement,omitzero"`

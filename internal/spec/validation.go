@@ -75,8 +75,8 @@ func (v *Volume) Validate() error {
 	if err := CheckVolumeSize(v.Size); err != nil {
 		return err
 	}
-	if v.Replicas < 1 || v.Replicas > MaxReplicas {
-		return &InvalidError{"replicas", fmt.Sprint(v.Replicas), fmt.Sprintf("1 to %d", MaxReplicas)}
+	if err := CheckReplicas(v.Replicas); err != nil {
+		return err
 	}
 	if v.Columns < 1 || v.Columns > MaxColumns {
 		return &InvalidError{"columns", fmt.Sprint(v.Columns), fmt.Sprintf("1 to %d", MaxColumns)}
@@ -126,6 +126,14 @@ func CheckRoles(roles []Role) error {
 	}
 	if len(roles) == 0 {
 		return &InvalidError{"roles", "", "metadata, storage, or both"}
+	}
+	return nil
+}
+
+// CheckReplicas checks how many copies a volume shall have. The error is an *InvalidError.
+func CheckReplicas(n int) error {
+	if n < 1 || n > MaxReplicas {
+		return &InvalidError{"replicas", fmt.Sprint(n), fmt.Sprintf("1 to %d", MaxReplicas)}
 	}
 	return nil
 }

@@ -391,6 +391,8 @@ type Volume struct {
 	Preparing        string `protobuf:"bytes,61,opt,name=preparing,proto3" json:"preparing,omitempty"`
 	SnapshotCount    int32  `protobuf:"varint,62,opt,name=snapshot_count,json=snapshotCount,proto3" json:"snapshot_count,omitempty"`
 	SnapshotSchedule string `protobuf:"bytes,63,opt,name=snapshot_schedule,json=snapshotSchedule,proto3" json:"snapshot_schedule,omitempty"`
+	// Set while copies move to where the volume's rules want them: how far that is, and what it waits for.
+	Resettling string `protobuf:"bytes,64,opt,name=resettling,proto3" json:"resettling,omitempty"`
 	// Not set if its copies hold what was written as it is.
 	Encryption    *Encryption `protobuf:"bytes,100,opt,name=encryption,proto3" json:"encryption,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -619,6 +621,13 @@ func (x *Volume) GetSnapshotCount() int32 {
 func (x *Volume) GetSnapshotSchedule() string {
 	if x != nil {
 		return x.SnapshotSchedule
+	}
+	return ""
+}
+
+func (x *Volume) GetResettling() string {
+	if x != nil {
+		return x.Resettling
 	}
 	return ""
 }
@@ -1075,7 +1084,7 @@ const file_keelson_v1_nouns_proto_rawDesc = "" +
 	"\bdraining\x18P \x01(\bR\bdraining\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\b\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x84\t\n" +
 	"\x06Volume\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -1107,7 +1116,10 @@ const file_keelson_v1_nouns_proto_rawDesc = "" +
 	"growing_to\x18P \x01(\x03R\tgrowingTo\x12\x1c\n" +
 	"\tpreparing\x18= \x01(\tR\tpreparing\x12%\n" +
 	"\x0esnapshot_count\x18> \x01(\x05R\rsnapshotCount\x12+\n" +
-	"\x11snapshot_schedule\x18? \x01(\tR\x10snapshotSchedule\x126\n" +
+	"\x11snapshot_schedule\x18? \x01(\tR\x10snapshotSchedule\x12\x1e\n" +
+	"\n" +
+	"resettling\x18@ \x01(\tR\n" +
+	"resettling\x126\n" +
 	"\n" +
 	"encryption\x18d \x01(\v2\x16.keelson.v1.EncryptionR\n" +
 	"encryption\x1a?\n" +

@@ -11,6 +11,7 @@ package keelsonv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -505,7 +506,16 @@ type CloneVolumeRequest struct {
 	// "" is what the volume holds now.
 	FromSnapshot string `protobuf:"bytes,3,opt,name=from_snapshot,json=fromSnapshot,proto3" json:"from_snapshot,omitempty"`
 	// If it is larger than the origin's, the clone grows; 0 is the origin's.
-	Size          int64 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
+	Size int64 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`
+	// Where its copies shall lie; not set is as the origin's. Then they are made beside the origin's all the same, at once, and move in the
+	// background: the clone can be attached, and doesn't need its origin, meanwhile.
+	Where *Where `protobuf:"bytes,5,opt,name=where,proto3" json:"where,omitempty"`
+	// 0 is the origin's.
+	Replicas int32 `protobuf:"varint,6,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	// What is set in these is changed from what the origin has.
+	Limits        *Limits              `protobuf:"bytes,40,opt,name=limits,proto3" json:"limits,omitempty"`
+	Placement     *Placement           `protobuf:"bytes,41,opt,name=placement,proto3" json:"placement,omitempty"`
+	TrimEvery     *durationpb.Duration `protobuf:"bytes,42,opt,name=trim_every,json=trimEvery,proto3" json:"trim_every,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -568,6 +578,111 @@ func (x *CloneVolumeRequest) GetSize() int64 {
 	return 0
 }
 
+func (x *CloneVolumeRequest) GetWhere() *Where {
+	if x != nil {
+		return x.Where
+	}
+	return nil
+}
+
+func (x *CloneVolumeRequest) GetReplicas() int32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
+func (x *CloneVolumeRequest) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *CloneVolumeRequest) GetPlacement() *Placement {
+	if x != nil {
+		return x.Placement
+	}
+	return nil
+}
+
+func (x *CloneVolumeRequest) GetTrimEvery() *durationpb.Duration {
+	if x != nil {
+		return x.TrimEvery
+	}
+	return nil
+}
+
+// Where says as a whole where the copies of a volume may lie: what isn't set isn't asked for.
+type Where struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	ZoneSpread   bool                   `protobuf:"varint,1,opt,name=zone_spread,json=zoneSpread,proto3" json:"zone_spread,omitempty"`
+	NodeSelector map[string]string      `protobuf:"bytes,2,rep,name=node_selector,json=nodeSelector,proto3" json:"node_selector,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Media        string                 `protobuf:"bytes,3,opt,name=media,proto3" json:"media,omitempty"`
+	// If there are any, a node must meet one of them to get a copy.
+	Topology      []*TopologyTerm `protobuf:"bytes,4,rep,name=topology,proto3" json:"topology,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Where) Reset() {
+	*x = Where{}
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Where) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Where) ProtoMessage() {}
+
+func (x *Where) ProtoReflect() protoreflect.Message {
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Where.ProtoReflect.Descriptor instead.
+func (*Where) Descriptor() ([]byte, []int) {
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Where) GetZoneSpread() bool {
+	if x != nil {
+		return x.ZoneSpread
+	}
+	return false
+}
+
+func (x *Where) GetNodeSelector() map[string]string {
+	if x != nil {
+		return x.NodeSelector
+	}
+	return nil
+}
+
+func (x *Where) GetMedia() string {
+	if x != nil {
+		return x.Media
+	}
+	return ""
+}
+
+func (x *Where) GetTopology() []*TopologyTerm {
+	if x != nil {
+		return x.Topology
+	}
+	return nil
+}
+
 type SetScheduleRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Volume string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
@@ -579,7 +694,7 @@ type SetScheduleRequest struct {
 
 func (x *SetScheduleRequest) Reset() {
 	*x = SetScheduleRequest{}
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[9]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -591,7 +706,7 @@ func (x *SetScheduleRequest) String() string {
 func (*SetScheduleRequest) ProtoMessage() {}
 
 func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[9]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -604,7 +719,7 @@ func (x *SetScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScheduleRequest.ProtoReflect.Descriptor instead.
 func (*SetScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{9}
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SetScheduleRequest) GetVolume() string {
@@ -630,7 +745,7 @@ type SetScheduleResponse struct {
 
 func (x *SetScheduleResponse) Reset() {
 	*x = SetScheduleResponse{}
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[10]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +757,7 @@ func (x *SetScheduleResponse) String() string {
 func (*SetScheduleResponse) ProtoMessage() {}
 
 func (x *SetScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[10]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +770,7 @@ func (x *SetScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetScheduleResponse.ProtoReflect.Descriptor instead.
 func (*SetScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{10}
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SetScheduleResponse) GetSchedule() string {
@@ -678,7 +793,7 @@ type SnapshotGroup struct {
 
 func (x *SnapshotGroup) Reset() {
 	*x = SnapshotGroup{}
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[11]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -690,7 +805,7 @@ func (x *SnapshotGroup) String() string {
 func (*SnapshotGroup) ProtoMessage() {}
 
 func (x *SnapshotGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[11]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -703,7 +818,7 @@ func (x *SnapshotGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotGroup.ProtoReflect.Descriptor instead.
 func (*SnapshotGroup) Descriptor() ([]byte, []int) {
-	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{11}
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SnapshotGroup) GetName() string {
@@ -737,7 +852,7 @@ type CreateGroupRequest struct {
 
 func (x *CreateGroupRequest) Reset() {
 	*x = CreateGroupRequest{}
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[12]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -749,7 +864,7 @@ func (x *CreateGroupRequest) String() string {
 func (*CreateGroupRequest) ProtoMessage() {}
 
 func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[12]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -762,7 +877,7 @@ func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
 func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
-	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{12}
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateGroupRequest) GetName() string {
@@ -788,7 +903,7 @@ type GetGroupRequest struct {
 
 func (x *GetGroupRequest) Reset() {
 	*x = GetGroupRequest{}
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[13]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -800,7 +915,7 @@ func (x *GetGroupRequest) String() string {
 func (*GetGroupRequest) ProtoMessage() {}
 
 func (x *GetGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[13]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -813,7 +928,7 @@ func (x *GetGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGroupRequest.ProtoReflect.Descriptor instead.
 func (*GetGroupRequest) Descriptor() ([]byte, []int) {
-	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{13}
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetGroupRequest) GetName() string {
@@ -832,7 +947,7 @@ type DeleteGroupRequest struct {
 
 func (x *DeleteGroupRequest) Reset() {
 	*x = DeleteGroupRequest{}
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[14]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -844,7 +959,7 @@ func (x *DeleteGroupRequest) String() string {
 func (*DeleteGroupRequest) ProtoMessage() {}
 
 func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[14]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -857,7 +972,7 @@ func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGroupRequest.ProtoReflect.Descriptor instead.
 func (*DeleteGroupRequest) Descriptor() ([]byte, []int) {
-	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{14}
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeleteGroupRequest) GetName() string {
@@ -875,7 +990,7 @@ type DeleteGroupResponse struct {
 
 func (x *DeleteGroupResponse) Reset() {
 	*x = DeleteGroupResponse{}
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[15]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -887,7 +1002,7 @@ func (x *DeleteGroupResponse) String() string {
 func (*DeleteGroupResponse) ProtoMessage() {}
 
 func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[15]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +1015,7 @@ func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGroupResponse.ProtoReflect.Descriptor instead.
 func (*DeleteGroupResponse) Descriptor() ([]byte, []int) {
-	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{15}
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{16}
 }
 
 type AttachSnapshotRequest struct {
@@ -917,7 +1032,7 @@ type AttachSnapshotRequest struct {
 
 func (x *AttachSnapshotRequest) Reset() {
 	*x = AttachSnapshotRequest{}
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[16]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1044,7 @@ func (x *AttachSnapshotRequest) String() string {
 func (*AttachSnapshotRequest) ProtoMessage() {}
 
 func (x *AttachSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[16]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1057,7 @@ func (x *AttachSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*AttachSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{16}
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AttachSnapshotRequest) GetVolume() string {
@@ -983,7 +1098,7 @@ type AttachSnapshotResponse struct {
 
 func (x *AttachSnapshotResponse) Reset() {
 	*x = AttachSnapshotResponse{}
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[17]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1110,7 @@ func (x *AttachSnapshotResponse) String() string {
 func (*AttachSnapshotResponse) ProtoMessage() {}
 
 func (x *AttachSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[17]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1123,7 @@ func (x *AttachSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*AttachSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{17}
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AttachSnapshotResponse) GetDevice() string {
@@ -1035,7 +1150,7 @@ type DetachSnapshotRequest struct {
 
 func (x *DetachSnapshotRequest) Reset() {
 	*x = DetachSnapshotRequest{}
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[18]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1162,7 @@ func (x *DetachSnapshotRequest) String() string {
 func (*DetachSnapshotRequest) ProtoMessage() {}
 
 func (x *DetachSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[18]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1175,7 @@ func (x *DetachSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DetachSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{18}
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DetachSnapshotRequest) GetVolume() string {
@@ -1085,7 +1200,7 @@ type DetachSnapshotResponse struct {
 
 func (x *DetachSnapshotResponse) Reset() {
 	*x = DetachSnapshotResponse{}
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[19]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1212,7 @@ func (x *DetachSnapshotResponse) String() string {
 func (*DetachSnapshotResponse) ProtoMessage() {}
 
 func (x *DetachSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keelson_v1_snapshots_proto_msgTypes[19]
+	mi := &file_keelson_v1_snapshots_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1225,7 @@ func (x *DetachSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DetachSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{19}
+	return file_keelson_v1_snapshots_proto_rawDescGZIP(), []int{20}
 }
 
 var File_keelson_v1_snapshots_proto protoreflect.FileDescriptor
@@ -1118,7 +1233,7 @@ var File_keelson_v1_snapshots_proto protoreflect.FileDescriptor
 const file_keelson_v1_snapshots_proto_rawDesc = "" +
 	"\n" +
 	"\x1akeelson/v1/snapshots.proto\x12\n" +
-	"keelson.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16keelson/v1/nouns.proto\"\xd3\x02\n" +
+	"keelson.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16keelson/v1/nouns.proto\x1a\x17keelson/v1/policy.proto\"\xd3\x02\n" +
 	"\bSnapshot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -1149,13 +1264,28 @@ const file_keelson_v1_snapshots_proto_rawDesc = "" +
 	"\x16DeleteSnapshotResponse\"J\n" +
 	"\x14RestoreVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1a\n" +
-	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\"\x82\x01\n" +
+	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\"\xe2\x02\n" +
 	"\x12CloneVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vfrom_volume\x18\x02 \x01(\tR\n" +
 	"fromVolume\x12#\n" +
 	"\rfrom_snapshot\x18\x03 \x01(\tR\ffromSnapshot\x12\x12\n" +
-	"\x04size\x18\x04 \x01(\x03R\x04size\"H\n" +
+	"\x04size\x18\x04 \x01(\x03R\x04size\x12'\n" +
+	"\x05where\x18\x05 \x01(\v2\x11.keelson.v1.WhereR\x05where\x12\x1a\n" +
+	"\breplicas\x18\x06 \x01(\x05R\breplicas\x12*\n" +
+	"\x06limits\x18( \x01(\v2\x12.keelson.v1.LimitsR\x06limits\x123\n" +
+	"\tplacement\x18) \x01(\v2\x15.keelson.v1.PlacementR\tplacement\x128\n" +
+	"\n" +
+	"trim_every\x18* \x01(\v2\x19.google.protobuf.DurationR\ttrimEvery\"\xff\x01\n" +
+	"\x05Where\x12\x1f\n" +
+	"\vzone_spread\x18\x01 \x01(\bR\n" +
+	"zoneSpread\x12H\n" +
+	"\rnode_selector\x18\x02 \x03(\v2#.keelson.v1.Where.NodeSelectorEntryR\fnodeSelector\x12\x14\n" +
+	"\x05media\x18\x03 \x01(\tR\x05media\x124\n" +
+	"\btopology\x18\x04 \x03(\v2\x18.keelson.v1.TopologyTermR\btopology\x1a?\n" +
+	"\x11NodeSelectorEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
 	"\x12SetScheduleRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x1a\n" +
 	"\bschedule\x18\x02 \x01(\tR\bschedule\"1\n" +
@@ -1210,7 +1340,7 @@ func file_keelson_v1_snapshots_proto_rawDescGZIP() []byte {
 	return file_keelson_v1_snapshots_proto_rawDescData
 }
 
-var file_keelson_v1_snapshots_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_keelson_v1_snapshots_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_keelson_v1_snapshots_proto_goTypes = []any{
 	(*Snapshot)(nil),               // 0: keelson.v1.Snapshot
 	(*LiveSnapshot)(nil),           // 1: keelson.v1.LiveSnapshot
@@ -1221,53 +1351,65 @@ var file_keelson_v1_snapshots_proto_goTypes = []any{
 	(*DeleteSnapshotResponse)(nil), // 6: keelson.v1.DeleteSnapshotResponse
 	(*RestoreVolumeRequest)(nil),   // 7: keelson.v1.RestoreVolumeRequest
 	(*CloneVolumeRequest)(nil),     // 8: keelson.v1.CloneVolumeRequest
-	(*SetScheduleRequest)(nil),     // 9: keelson.v1.SetScheduleRequest
-	(*SetScheduleResponse)(nil),    // 10: keelson.v1.SetScheduleResponse
-	(*SnapshotGroup)(nil),          // 11: keelson.v1.SnapshotGroup
-	(*CreateGroupRequest)(nil),     // 12: keelson.v1.CreateGroupRequest
-	(*GetGroupRequest)(nil),        // 13: keelson.v1.GetGroupRequest
-	(*DeleteGroupRequest)(nil),     // 14: keelson.v1.DeleteGroupRequest
-	(*DeleteGroupResponse)(nil),    // 15: keelson.v1.DeleteGroupResponse
-	(*AttachSnapshotRequest)(nil),  // 16: keelson.v1.AttachSnapshotRequest
-	(*AttachSnapshotResponse)(nil), // 17: keelson.v1.AttachSnapshotResponse
-	(*DetachSnapshotRequest)(nil),  // 18: keelson.v1.DetachSnapshotRequest
-	(*DetachSnapshotResponse)(nil), // 19: keelson.v1.DetachSnapshotResponse
-	(*timestamppb.Timestamp)(nil),  // 20: google.protobuf.Timestamp
-	(*Volume)(nil),                 // 21: keelson.v1.Volume
+	(*Where)(nil),                  // 9: keelson.v1.Where
+	(*SetScheduleRequest)(nil),     // 10: keelson.v1.SetScheduleRequest
+	(*SetScheduleResponse)(nil),    // 11: keelson.v1.SetScheduleResponse
+	(*SnapshotGroup)(nil),          // 12: keelson.v1.SnapshotGroup
+	(*CreateGroupRequest)(nil),     // 13: keelson.v1.CreateGroupRequest
+	(*GetGroupRequest)(nil),        // 14: keelson.v1.GetGroupRequest
+	(*DeleteGroupRequest)(nil),     // 15: keelson.v1.DeleteGroupRequest
+	(*DeleteGroupResponse)(nil),    // 16: keelson.v1.DeleteGroupResponse
+	(*AttachSnapshotRequest)(nil),  // 17: keelson.v1.AttachSnapshotRequest
+	(*AttachSnapshotResponse)(nil), // 18: keelson.v1.AttachSnapshotResponse
+	(*DetachSnapshotRequest)(nil),  // 19: keelson.v1.DetachSnapshotRequest
+	(*DetachSnapshotResponse)(nil), // 20: keelson.v1.DetachSnapshotResponse
+	nil,                            // 21: keelson.v1.Where.NodeSelectorEntry
+	(*timestamppb.Timestamp)(nil),  // 22: google.protobuf.Timestamp
+	(*Limits)(nil),                 // 23: keelson.v1.Limits
+	(*Placement)(nil),              // 24: keelson.v1.Placement
+	(*durationpb.Duration)(nil),    // 25: google.protobuf.Duration
+	(*TopologyTerm)(nil),           // 26: keelson.v1.TopologyTerm
+	(*Volume)(nil),                 // 27: keelson.v1.Volume
 }
 var file_keelson_v1_snapshots_proto_depIdxs = []int32{
-	20, // 0: keelson.v1.Snapshot.asked:type_name -> google.protobuf.Timestamp
-	20, // 1: keelson.v1.Snapshot.taken:type_name -> google.protobuf.Timestamp
+	22, // 0: keelson.v1.Snapshot.asked:type_name -> google.protobuf.Timestamp
+	22, // 1: keelson.v1.Snapshot.taken:type_name -> google.protobuf.Timestamp
 	0,  // 2: keelson.v1.ListSnapshotsResponse.snapshots:type_name -> keelson.v1.Snapshot
-	0,  // 3: keelson.v1.SnapshotGroup.snapshots:type_name -> keelson.v1.Snapshot
-	20, // 4: keelson.v1.SnapshotGroup.taken:type_name -> google.protobuf.Timestamp
-	2,  // 5: keelson.v1.SnapshotService.CreateSnapshot:input_type -> keelson.v1.CreateSnapshotRequest
-	3,  // 6: keelson.v1.SnapshotService.ListSnapshots:input_type -> keelson.v1.ListSnapshotsRequest
-	5,  // 7: keelson.v1.SnapshotService.DeleteSnapshot:input_type -> keelson.v1.DeleteSnapshotRequest
-	7,  // 8: keelson.v1.SnapshotService.RestoreVolume:input_type -> keelson.v1.RestoreVolumeRequest
-	8,  // 9: keelson.v1.SnapshotService.CloneVolume:input_type -> keelson.v1.CloneVolumeRequest
-	9,  // 10: keelson.v1.SnapshotService.SetSchedule:input_type -> keelson.v1.SetScheduleRequest
-	12, // 11: keelson.v1.SnapshotService.CreateGroup:input_type -> keelson.v1.CreateGroupRequest
-	13, // 12: keelson.v1.SnapshotService.GetGroup:input_type -> keelson.v1.GetGroupRequest
-	14, // 13: keelson.v1.SnapshotService.DeleteGroup:input_type -> keelson.v1.DeleteGroupRequest
-	16, // 14: keelson.v1.SnapshotService.AttachSnapshot:input_type -> keelson.v1.AttachSnapshotRequest
-	18, // 15: keelson.v1.SnapshotService.DetachSnapshot:input_type -> keelson.v1.DetachSnapshotRequest
-	0,  // 16: keelson.v1.SnapshotService.CreateSnapshot:output_type -> keelson.v1.Snapshot
-	4,  // 17: keelson.v1.SnapshotService.ListSnapshots:output_type -> keelson.v1.ListSnapshotsResponse
-	6,  // 18: keelson.v1.SnapshotService.DeleteSnapshot:output_type -> keelson.v1.DeleteSnapshotResponse
-	21, // 19: keelson.v1.SnapshotService.RestoreVolume:output_type -> keelson.v1.Volume
-	21, // 20: keelson.v1.SnapshotService.CloneVolume:output_type -> keelson.v1.Volume
-	10, // 21: keelson.v1.SnapshotService.SetSchedule:output_type -> keelson.v1.SetScheduleResponse
-	11, // 22: keelson.v1.SnapshotService.CreateGroup:output_type -> keelson.v1.SnapshotGroup
-	11, // 23: keelson.v1.SnapshotService.GetGroup:output_type -> keelson.v1.SnapshotGroup
-	15, // 24: keelson.v1.SnapshotService.DeleteGroup:output_type -> keelson.v1.DeleteGroupResponse
-	17, // 25: keelson.v1.SnapshotService.AttachSnapshot:output_type -> keelson.v1.AttachSnapshotResponse
-	19, // 26: keelson.v1.SnapshotService.DetachSnapshot:output_type -> keelson.v1.DetachSnapshotResponse
-	16, // [16:27] is the sub-list for method output_type
-	5,  // [5:16] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	9,  // 3: keelson.v1.CloneVolumeRequest.where:type_name -> keelson.v1.Where
+	23, // 4: keelson.v1.CloneVolumeRequest.limits:type_name -> keelson.v1.Limits
+	24, // 5: keelson.v1.CloneVolumeRequest.placement:type_name -> keelson.v1.Placement
+	25, // 6: keelson.v1.CloneVolumeRequest.trim_every:type_name -> google.protobuf.Duration
+	21, // 7: keelson.v1.Where.node_selector:type_name -> keelson.v1.Where.NodeSelectorEntry
+	26, // 8: keelson.v1.Where.topology:type_name -> keelson.v1.TopologyTerm
+	0,  // 9: keelson.v1.SnapshotGroup.snapshots:type_name -> keelson.v1.Snapshot
+	22, // 10: keelson.v1.SnapshotGroup.taken:type_name -> google.protobuf.Timestamp
+	2,  // 11: keelson.v1.SnapshotService.CreateSnapshot:input_type -> keelson.v1.CreateSnapshotRequest
+	3,  // 12: keelson.v1.SnapshotService.ListSnapshots:input_type -> keelson.v1.ListSnapshotsRequest
+	5,  // 13: keelson.v1.SnapshotService.DeleteSnapshot:input_type -> keelson.v1.DeleteSnapshotRequest
+	7,  // 14: keelson.v1.SnapshotService.RestoreVolume:input_type -> keelson.v1.RestoreVolumeRequest
+	8,  // 15: keelson.v1.SnapshotService.CloneVolume:input_type -> keelson.v1.CloneVolumeRequest
+	10, // 16: keelson.v1.SnapshotService.SetSchedule:input_type -> keelson.v1.SetScheduleRequest
+	13, // 17: keelson.v1.SnapshotService.CreateGroup:input_type -> keelson.v1.CreateGroupRequest
+	14, // 18: keelson.v1.SnapshotService.GetGroup:input_type -> keelson.v1.GetGroupRequest
+	15, // 19: keelson.v1.SnapshotService.DeleteGroup:input_type -> keelson.v1.DeleteGroupRequest
+	17, // 20: keelson.v1.SnapshotService.AttachSnapshot:input_type -> keelson.v1.AttachSnapshotRequest
+	19, // 21: keelson.v1.SnapshotService.DetachSnapshot:input_type -> keelson.v1.DetachSnapshotRequest
+	0,  // 22: keelson.v1.SnapshotService.CreateSnapshot:output_type -> keelson.v1.Snapshot
+	4,  // 23: keelson.v1.SnapshotService.ListSnapshots:output_type -> keelson.v1.ListSnapshotsResponse
+	6,  // 24: keelson.v1.SnapshotService.DeleteSnapshot:output_type -> keelson.v1.DeleteSnapshotResponse
+	27, // 25: keelson.v1.SnapshotService.RestoreVolume:output_type -> keelson.v1.Volume
+	27, // 26: keelson.v1.SnapshotService.CloneVolume:output_type -> keelson.v1.Volume
+	11, // 27: keelson.v1.SnapshotService.SetSchedule:output_type -> keelson.v1.SetScheduleResponse
+	12, // 28: keelson.v1.SnapshotService.CreateGroup:output_type -> keelson.v1.SnapshotGroup
+	12, // 29: keelson.v1.SnapshotService.GetGroup:output_type -> keelson.v1.SnapshotGroup
+	16, // 30: keelson.v1.SnapshotService.DeleteGroup:output_type -> keelson.v1.DeleteGroupResponse
+	18, // 31: keelson.v1.SnapshotService.AttachSnapshot:output_type -> keelson.v1.AttachSnapshotResponse
+	20, // 32: keelson.v1.SnapshotService.DetachSnapshot:output_type -> keelson.v1.DetachSnapshotResponse
+	22, // [22:33] is the sub-list for method output_type
+	11, // [11:22] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_keelson_v1_snapshots_proto_init() }
@@ -1276,13 +1418,14 @@ func file_keelson_v1_snapshots_proto_init() {
 		return
 	}
 	file_keelson_v1_nouns_proto_init()
+	file_keelson_v1_policy_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keelson_v1_snapshots_proto_rawDesc), len(file_keelson_v1_snapshots_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

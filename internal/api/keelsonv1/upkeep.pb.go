@@ -81,7 +81,9 @@ type MoveReplicasRequest struct {
 	// A node, or a pool's id.
 	From string `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
 	// A node, or a pool's id; "" lets placement choose.
-	To            string `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	To string `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	// Copies that are still to move to where the volume's rules want them stay instead; from and to are "".
+	Stay          bool `protobuf:"varint,4,opt,name=stay,proto3" json:"stay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -135,6 +137,13 @@ func (x *MoveReplicasRequest) GetTo() string {
 		return x.To
 	}
 	return ""
+}
+
+func (x *MoveReplicasRequest) GetStay() bool {
+	if x != nil {
+		return x.Stay
+	}
+	return false
 }
 
 type ExpandPoolRequest struct {
@@ -685,11 +694,12 @@ const file_keelson_v1_upkeep_proto_rawDesc = "" +
 	"keelson.v1\x1a\x16keelson/v1/nouns.proto\"=\n" +
 	"\x13ResizeVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x03R\x04size\"M\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\"a\n" +
 	"\x13MoveReplicasRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
-	"\x02to\x18\x03 \x01(\tR\x02to\"7\n" +
+	"\x02to\x18\x03 \x01(\tR\x02to\x12\x12\n" +
+	"\x04stay\x18\x04 \x01(\bR\x04stay\"7\n" +
 	"\x11ExpandPoolRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\":\n" +

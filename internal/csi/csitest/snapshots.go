@@ -1,7 +1,9 @@
 package csitest
 
 import (
+	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -118,9 +120,10 @@ func (w *view) SetSchedule(_ context.Context, volume, _ string) error {
 }
 
 // Clone implements csi.Keelson.
-func (w *view) Clone(_ context.Context, name, volume, _ string, size int64) (csi.Volume, error) {
+func (w *view) Clone(_ context.Context, r csi.Request, volume, _ string) (csi.Volume, error) {
 	leave, err := w.enter()
 	defer leave()
+	name := r.Name
 	from, old := w.m.volumes[volume], w.m.volumes[name]
 	switch {
 	case err != nil:
@@ -133,7 +136,9 @@ func (w *view) Clone(_ context.Context, name, volume, _ string, size int64) (csi
 		return old.Volume, nil
 	}
 	clone := *from
-	clone.Name, clone.Size, clone.Node, clone.device = name, max(size, from.Size), "", ""
+	clone.Name, clone.Size, clone.Node, clone.device = name, max(r.Size, from.Size), "", ""
+	clone.ZoneSpread, clone.NodeSelector, clone.Media, clone.Topology = r.ZoneSpread, maps.Clone(r.NodeSelector), r.Media, r.Topology
+	clone.Limits, clone.Placement, clone.Replicas = r.Limits, r.Placement, cmp.Or(r.Replicas, from.Replicas)
 	if w.m.origins == nil {
 		w.m.origins = map[string]string{}
 	}
