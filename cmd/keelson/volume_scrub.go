@@ -163,5 +163,8 @@ func badText(b *pb.ScrubBad) string {
 	if b.Differ {
 		what = "the copies differ"
 	}
+	if b.Snapshot != "" {
+		what = "in snapshot " + b.Snapshot + " " + what
+	}
 	return fmt.Sprintf("at %d, %d bytes, pools %s: %s", b.Off, b.Len, strings.Join(b.Pools, ","), what)
 }

@@ -134,7 +134,7 @@ func (v *view) scrubProto(vol *spec.Volume, live *pb.LiveVolume) *pb.Scrub {
 func FindingsProto(f spec.ScrubFindings) *pb.ScrubFindings {
 	m := &pb.ScrubFindings{Bytes: f.Bytes, Repaired: f.Repaired, Unreadable: f.Unreadable, Differing: f.Differing, Chosen: f.Chosen, Partial: f.Partial}
 	for _, b := range f.Bad {
-		m.Bad = append(m.Bad, &pb.ScrubBad{Off: b.Off, Len: b.Len, Differ: b.Differ, Pools: b.Pools})
+		m.Bad = append(m.Bad, &pb.ScrubBad{Off: b.Off, Len: b.Len, Differ: b.Differ, Pools: b.Pools, Snapshot: b.Snapshot})
 	}
 	return m
 }

@@ -24,7 +24,7 @@ type slot struct {
 
 // weight is what a request counts in the window: the memory that it needs at the member.
 func weight(k wire.Kind, n int64) int64 {
-	if k.Fills() || k.Sends() || k == wire.KindVerify {
+	if k.Fills() || k.Sends() || k.Verifies() {
 		return n
 	}
 	return 0

@@ -144,13 +144,13 @@ func (s *served) request(f *wire.Frame) (*job, error) {
 	r.ResetAnswer()
 	r.Sums = j.sums[:0]
 	switch f.Kind {
-	case wire.KindWrite, wire.KindSnapWrite:
+	case wire.KindWrite, wire.KindSnapWrite, wire.KindSnapMend:
 		s.l.memory(j, int(f.Len))
 		r.Sums = f.Sums(j.sums)
 	case wire.KindRead, wire.KindSnapRead:
 		s.l.memory(j, int(f.Len))
 		r.Sums = j.sums[:f.Len/block.Size]
-	case wire.KindVerify:
+	case wire.KindVerify, wire.KindSnapVerify:
 		r.Sums = j.sums[:f.Len/block.Size]
 	case wire.KindSums, wire.KindSnapSums, wire.KindSnapOpen:
 		r.Sums = make([]uint64, block.PerChunk)

@@ -260,7 +260,7 @@ func (r *Replica) shape(o *op) bool {
 	switch req.Kind {
 	case wire.KindConfirm, wire.KindFlush, wire.KindCheckpoint, wire.KindSnaps, wire.KindSnapUsage, wire.KindClone:
 		return cap(req.Sums) >= snapSums(req.Kind)
-	case wire.KindRead, wire.KindWrite, wire.KindSnapRead, wire.KindSnapWrite:
+	case wire.KindRead, wire.KindWrite, wire.KindSnapRead, wire.KindSnapWrite, wire.KindSnapMend:
 		length = int64(len(req.Data))
 		if length > block.MaxIO || length == 0 || uintptr(unsafe.Pointer(&req.Data[0]))%block.Size != 0 {
 			return false
@@ -281,7 +281,7 @@ func (r *Replica) shape(o *op) bool {
 		}
 	case wire.KindTouch, wire.KindSnapDrop:
 		length = block.Size
-	case wire.KindVerify:
+	case wire.KindVerify, wire.KindSnapVerify:
 		n := length / block.Size
 		if length > block.MaxIO || length <= 0 || int64(cap(req.Sums)) < n {
 			return false
@@ -339,7 +339,7 @@ func (r *Replica) step(o *op) {
 		r.answerSums(o)
 	case wire.KindVerify:
 		r.verify(o)
-	case wire.KindSnapRead, wire.KindSnapSums:
+	case wire.KindSnapRead, wire.KindSnapSums, wire.KindSnapVerify:
 		r.askSnap(o)
 	case wire.KindSnapOpen:
 		r.openChunk(o)

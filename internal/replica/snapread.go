@@ -6,19 +6,23 @@ import (
 	"keelson.io/keelson/internal/wire"
 )
 
-// askSnap answers a KindSnapRead or KindSnapSums: from the snapshot in which the chunk is found, or from the head, whose sums are
+// askSnap answers a KindSnapRead, KindSnapSums or KindSnapVerify: from the snapshot in which the chunk is found, or from the head, whose sums are
 // taken hold of first; then what was found before is looked at again.
 func (r *Replica) askSnap(o *op) {
 	l, ok := r.snaps.view(o.req.Period, o.chunk)
 	switch {
 	case !ok:
 		r.finish(o, wire.StatusNotFound)
+	case l != nil && o.req.Kind == wire.KindSnapVerify:
+		(&levelVerify{levelRead: levelRead{r: r, o: o, l: l}}).begin()
 	case l != nil:
 		(&levelRead{r: r, o: o, l: l}).begin()
 	case o.have == 0:
 		r.step(o)
 	case o.req.Kind == wire.KindSnapSums:
 		r.answerSums(o)
+	case o.req.Kind == wire.KindSnapVerify:
+		r.verify(o)
 	default:
 		r.read(o)
 	}

@@ -36,7 +36,7 @@ func (r *Replica) acceptSnap(o *op) bool {
 			return true
 		}
 		r.setSnaps(o)
-	case wire.KindSnapRead, wire.KindSnapSums:
+	case wire.KindSnapRead, wire.KindSnapSums, wire.KindSnapVerify:
 		r.askSnap(o)
 	case wire.KindSnapLevels:
 		r.answerLevels(o)
@@ -44,6 +44,8 @@ func (r *Replica) acceptSnap(o *op) bool {
 		r.answerUsage(o)
 	case wire.KindSnapWrite:
 		r.writeChunk(o)
+	case wire.KindSnapMend:
+		r.mendChunk(o)
 	case wire.KindSnapSeal:
 		r.sealChunk(o)
 	case wire.KindSnapDrop:

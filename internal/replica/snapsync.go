@@ -130,7 +130,7 @@ func (r *Replica) sealChunk(o *op) {
 	if l == nil {
 		return
 	}
-	if l.holds(o.chunk) {
+	if l.holds(o.chunk) && !l.has(o.chunk, o.req.Sums) {
 		r.finish(o, wire.StatusBadRequest)
 		return
 	}

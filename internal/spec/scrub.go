@@ -60,6 +60,8 @@ type ScrubBad struct {
 	// Differ: the copies are intact and differ. Otherwise none is intact.
 	Differ bool     `json:"differ,omitempty"`
 	Pools  []string `json:"pools,omitempty"` // that hold the copies
+	// Snapshot is the name of the one that it is in; "" is the volume as it is now.
+	Snapshot string `json:"snapshot,omitempty"`
 }
 
 // ScrubResult is a scrub that ended.
@@ -128,7 +130,7 @@ func (f ScrubFindings) Merge(o ScrubFindings) ScrubFindings {
 	f.Partial = f.Partial || o.Partial
 	bad := slices.Clone(f.Bad)
 	for _, b := range o.Bad {
-		if n := len(bad) - 1; n >= 0 && bad[n].Off+bad[n].Len == b.Off && bad[n].Differ == b.Differ && slices.Equal(bad[n].Pools, b.Pools) {
+		if n := len(bad) - 1; n >= 0 && bad[n].Off+bad[n].Len == b.Off && bad[n].Differ == b.Differ && bad[n].Snapshot == b.Snapshot && slices.Equal(bad[n].Pools, b.Pools) {
 			bad[n].Len += b.Len
 		} else if len(bad) < MaxScrubBad {
 			bad = append(bad, b)

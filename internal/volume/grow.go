@@ -43,7 +43,7 @@ func (s *scrubber) resized() { s.moved = len(s.v.columns) > 1 }
 // rewind goes back to the first chunk if positions have changed their meaning.
 func (s *scrubber) rewind() {
 	if s.moved {
-		s.moved, s.position, s.at, s.saved, s.gens = false, 0, 0, 0, scrubGens{}
+		s.moved, s.position, s.at, s.saved, s.gens, s.levels = false, 0, 0, 0, scrubGens{}, scrubLevels{}
 	}
 }
 

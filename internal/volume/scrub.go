@@ -45,10 +45,12 @@ type scrubber struct {
 	found    spec.ScrubFindings
 	bucket   *qos.Bucket
 	// busy: a piece, a question for gens or the end is under way. Invariant: then the timer isn't armed.
-	busy  bool
-	gens  scrubGens
-	moved bool            // the volume has grown, and positions stand for other chunks
-	spoke map[string]bool // what was reported of this scrub already
+	busy bool
+	gens scrubGens
+	// levels are what snapshots hold of the chunk whose head is done.
+	levels scrubLevels
+	moved  bool            // the volume has grown, and positions stand for other chunks
+	spoke  map[string]bool // what was reported of this scrub already
 
 	saved   int64 // the position that was written down last
 	savedAt time.Duration
@@ -89,6 +91,7 @@ func (s *scrubber) follow() {
 		s.number, s.position, s.at, s.found = rec.Number, rec.Position, 0, rec.Findings
 		s.saved, s.savedAt, s.unsaved = rec.Position, s.v.loop.Now(), false
 		s.gens, s.spoke = scrubGens{}, map[string]bool{}
+		s.levels = scrubLevels{}
 		s.bucket = qos.NewBucket(rec.Bandwidth, 2*scrubPiece)
 		s.v.log.Info("scrub goes on", "number", s.number, "chunk", s.position, "of", s.chunks(), "paused", rec.Paused)
 	}
@@ -131,6 +134,10 @@ func (s *scrubber) step() {
 	c, chunk := s.v.columns[s.position/per], s.position%per
 	if !c.verifiable() {
 		s.pause()
+		return
+	}
+	if s.levels.on {
+		s.levelStep(c, chunk)
 		return
 	}
 	if i := s.position - s.gens.first; i < 0 || i >= int64(len(s.gens.written)) {
@@ -195,15 +202,26 @@ func (s *scrubber) pieceDone(p *piece, ok bool, found spec.ScrubFindings, cost i
 		s.pause()
 		return
 	}
+	s.count(found, found.Bytes)
+	if s.at += p.n; s.at >= block.ChunkSize || p.off+p.n >= p.c.size {
+		s.headDone()
+	}
+	s.restAfter(p, cost)
+}
+
+// count takes over what was found in bytes that were verified.
+func (s *scrubber) count(found spec.ScrubFindings, bytes int64) {
 	s.unsaved = true
 	s.found = s.found.Merge(found)
-	v.Stats.ScrubBytes += uint64(found.Bytes)
-	v.Stats.ScrubDiffering += uint64(found.Differing)
-	v.Stats.ScrubUnreadable += uint64(found.Unreadable)
+	s.v.Stats.ScrubBytes += uint64(bytes)
+	s.v.Stats.ScrubDiffering += uint64(found.Differing)
+	s.v.Stats.ScrubUnreadable += uint64(found.Unreadable)
 	s.report(found)
-	if s.at += p.n; s.at >= block.ChunkSize || p.off+p.n >= p.c.size {
-		s.position, s.at = s.position+1, 0
-	}
+}
+
+// restAfter rests after a piece as long as limits, and the load, want it.
+func (s *scrubber) restAfter(p *piece, cost int64) {
+	v := s.v
 	now := v.loop.Now()
 	wait := s.bucket.Take(now, cost)
 	if v.cfg.ScrubTake != nil {
@@ -223,6 +241,9 @@ func (s *scrubber) report(found spec.ScrubFindings) {
 		what, text := "block-unreadable", "no copy is intact"
 		if b.Differ {
 			what, text = "copies-differ", "the copies are intact and differ; nothing was changed"
+		}
+		if b.Snapshot != "" {
+			text = "snapshot " + b.Snapshot + ": " + text
 		}
 		s.v.log.Error("scrub: "+text, "off", b.Off, "bytes", b.Len, "pools", b.Pools)
 		s.tell(what, spec.Event{What: what, Warning: true, Message: fmt.Sprintf("at %d, %d bytes, in pools %v: %s", b.Off, b.Len, b.Pools, text)})

@@ -36,6 +36,8 @@ type piece struct {
 	memory   *lent
 	// again: what was repaired is being verified.
 	again bool
+	// snapshot is the name of the one that the piece is of; "" is the head.
+	snapshot string
 }
 
 // members is how many members the column has.
@@ -195,7 +197,7 @@ func (p *piece) preferred(intact uint32) int {
 
 // note counts a block that can't be mended.
 func (p *piece) note(b int, differ bool) {
-	bad := spec.ScrubBad{Off: p.c.volumeOffset(p.off + int64(b)*block.Size), Len: block.Size, Differ: differ}
+	bad := spec.ScrubBad{Snapshot: p.snapshot, Off: p.c.volumeOffset(p.off + int64(b)*block.Size), Len: block.Size, Differ: differ}
 	for rest := p.members; rest != 0; rest &= rest - 1 {
 		if mb := p.c.rc.Member(bits.TrailingZeros32(rest)); mb != nil {
 			bad.Pools = append(bad.Pools, p.c.record(mb.Replica).Pool)

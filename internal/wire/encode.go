@@ -12,7 +12,7 @@ func AppendRequest(dst []byte, id uint64, r *Request) []byte {
 	dst = appendHeader(dst, TypeRequest, id, r)
 	dataLen := 0
 	switch r.Kind {
-	case KindWrite, KindSnapWrite:
+	case KindWrite, KindSnapWrite, KindSnapMend:
 		dst = appendSums(dst, r.Sums)
 		dataLen = len(r.Data)
 	case KindSnaps, KindSnapSeal, KindRestore:
@@ -32,7 +32,7 @@ func AppendAnswer(dst []byte, id uint64, r *Request) (frame []byte, withData boo
 	dst[start+8] = byte(r.Status)
 	good := r.Status == StatusOK || r.Status == StatusBadSum
 	switch r.Kind {
-	case KindRead, KindSums, KindGens, KindVerify, KindSnapRead, KindSnapSums, KindSnapLevels, KindSnapOpen, KindSnapUsage:
+	case KindRead, KindSums, KindGens, KindVerify, KindSnapRead, KindSnapSums, KindSnapLevels, KindSnapOpen, KindSnapUsage, KindSnapVerify:
 		if good {
 			dst = appendSums(dst, r.Sums)
 		}

@@ -180,7 +180,7 @@ func (f *Frame) check(p []byte, metaLen, dataLen int64) error {
 	if f.Off < 0 || f.Len < 0 || f.Off%block.Size != 0 || f.Off+f.Len < 0 {
 		return fmt.Errorf("%w: %v of %d bytes at offset %d", ErrField, f.Kind, f.Len, f.Off)
 	}
-	if f.Kind.Sends() || f.Kind.Fills() || f.Kind == KindVerify {
+	if f.Kind.Sends() || f.Kind.Fills() || f.Kind.Verifies() {
 		if f.Len == 0 || f.Len > block.MaxIO || f.Len%block.Size != 0 {
 			return fmt.Errorf("%w: %v of %d bytes", ErrLength, f.Kind, f.Len)
 		}
@@ -211,7 +211,7 @@ func (f *Frame) checkRequest(metaLen, dataLen int64) error {
 // metaFits reports whether a request of the frame's kind can have so many bytes of meta.
 func (f *Frame) metaFits(n int64) bool {
 	switch f.Kind {
-	case KindWrite, KindSnapWrite:
+	case KindWrite, KindSnapWrite, KindSnapMend:
 		return n == f.Len/block.Size*8
 	case KindSnaps:
 		return n%16 == 0 && n <= MaxSnaps*16
@@ -260,7 +260,7 @@ func (f *Frame) HasData() bool {
 // maxSums is how many sums an answer may carry.
 func (f *Frame) maxSums() int64 {
 	switch f.Kind {
-	case KindRead, KindVerify, KindSnapRead:
+	case KindRead, KindVerify, KindSnapRead, KindSnapVerify:
 		return f.Len / block.Size
 	case KindSums, KindSnapSums, KindSnapOpen:
 		return block.PerChunk

@@ -92,16 +92,24 @@ const (
 	KindClone
 	// KindSnapUsage fills Sums with two words for each snapshot, ascending: its period, and the bytes on disk that are its own.
 	KindSnapUsage
+	// KindSnapVerify is KindVerify of the snapshot Period, in front of its end. StatusIOError: its sums can't be read.
+	KindSnapVerify
+	// KindSnapMend writes Data in place into a chunk that the snapshot Period holds itself, durably. Sums must be the sums that it has
+	// there: so whatever interrupts it, the snapshot has what it had, or what it should have.
+	KindSnapMend
 )
 
 // MaxSnaps is how many snapshots a replica has at most.
 const MaxSnaps = 1024
 
 // Sends reports whether requests of the kind carry Data.
-func (k Kind) Sends() bool { return k == KindWrite || k == KindSnapWrite }
+func (k Kind) Sends() bool { return k == KindWrite || k == KindSnapWrite || k == KindSnapMend }
 
 // Fills reports whether answers of the kind carry Data.
 func (k Kind) Fills() bool { return k == KindRead || k == KindSnapRead }
+
+// Verifies reports whether requests of the kind have a member read Len bytes for itself.
+func (k Kind) Verifies() bool { return k == KindVerify || k == KindSnapVerify }
 
 var kindNames = [...]string{
 	KindFence: "fence", KindWrite: "write", KindRead: "read", KindTrim: "trim", KindZero: "zero",
@@ -110,10 +118,11 @@ var kindNames = [...]string{
 	KindSnapRead: "snapshot read", KindSnapWrite: "snapshot write", KindSnapSums: "snapshot sums", KindSnapLevels: "snapshot levels",
 	KindSnapOpen: "snapshot open", KindSnapSeal: "snapshot seal", KindSnapDrop: "snapshot drop", KindRestore: "restore",
 	KindClone: "clone", KindSnapUsage: "snapshot usage",
+	KindSnapVerify: "snapshot verify", KindSnapMend: "snapshot mend",
 }
 
 // Valid reports whether k is a kind that this version knows.
-func (k Kind) Valid() bool { return k >= KindFence && k <= KindSnapUsage }
+func (k Kind) Valid() bool { return k >= KindFence && k <= KindSnapMend }
 
 // String returns the kind's name, as used in logs and metrics.
 func (k Kind) String() string {

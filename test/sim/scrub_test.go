@@ -43,6 +43,7 @@ func (v *vol) lastScrub() {
 			c.count("rotten before the last scrub")
 		}
 	}
+	v.snaps.rot()
 	next.Scrub.Begin(wall, false)
 	number := next.Scrub.Number
 	c.s.put(v, next)
@@ -65,7 +66,9 @@ func (v *vol) lastScrub() {
 	if f.Differing > 0 && !(damaged && c.blesses) || f.Unreadable > 0 && !damaged {
 		c.fail("%s: a scrub found %+v", v.rec.Name, f)
 	}
-	v.healed = f.Differing+f.Unreadable == 0 && !f.Partial
+	if v.healed = f.Differing+f.Unreadable == 0 && !f.Partial; v.healed {
+		v.snaps.mended()
+	}
 }
 
 // flipBit flips a bit of a block in one of its intact copies. (A sector that can't be read wouldn't do: where nothing was ever written

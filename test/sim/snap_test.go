@@ -30,6 +30,8 @@ type snapsOf struct {
 	jobs  int
 	// restoring is set from when a restore is asked for until the record says that it is done: meanwhile clients wait.
 	restoring *restoring
+	// rotten are blocks in which bits of snapshots were flipped before the last scrub.
+	rotten map[int]bool
 }
 
 // knownSnap is one snapshot: when it was asked for and recorded, by the history's clock, and what it holds, by block.
@@ -255,7 +257,7 @@ func (s *snapsOf) check(when string) {
 			continue
 		}
 		for blk, want := range k.held {
-			if v.tainted[int64(blk)] {
+			if v.tainted[int64(blk)] || s.rotten[blk] {
 				continue
 			}
 			col, off := v.locate(int64(blk) * block.Size)

@@ -331,11 +331,13 @@ func (x *ScrubFindings) GetBad() []*ScrubBad {
 
 // ScrubBad is a run of blocks that could not be mended.
 type ScrubBad struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Off           int64                  `protobuf:"varint,1,opt,name=off,proto3" json:"off,omitempty"`
-	Len           int64                  `protobuf:"varint,2,opt,name=len,proto3" json:"len,omitempty"`
-	Differ        bool                   `protobuf:"varint,3,opt,name=differ,proto3" json:"differ,omitempty"`
-	Pools         []string               `protobuf:"bytes,4,rep,name=pools,proto3" json:"pools,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Off    int64                  `protobuf:"varint,1,opt,name=off,proto3" json:"off,omitempty"`
+	Len    int64                  `protobuf:"varint,2,opt,name=len,proto3" json:"len,omitempty"`
+	Differ bool                   `protobuf:"varint,3,opt,name=differ,proto3" json:"differ,omitempty"`
+	Pools  []string               `protobuf:"bytes,4,rep,name=pools,proto3" json:"pools,omitempty"`
+	// The snapshot that it is in; "" is the volume as it is now.
+	Snapshot      string `protobuf:"bytes,5,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -396,6 +398,13 @@ func (x *ScrubBad) GetPools() []string {
 		return x.Pools
 	}
 	return nil
+}
+
+func (x *ScrubBad) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
 }
 
 type ScrubVolumeRequest struct {
@@ -695,12 +704,13 @@ const file_keelson_v1_scrub_proto_rawDesc = "" +
 	"\tdiffering\x18\x04 \x01(\x03R\tdiffering\x12\x16\n" +
 	"\x06chosen\x18\x05 \x01(\x03R\x06chosen\x12\x18\n" +
 	"\apartial\x18\x06 \x01(\bR\apartial\x12&\n" +
-	"\x03bad\x18\a \x03(\v2\x14.keelson.v1.ScrubBadR\x03bad\"\\\n" +
+	"\x03bad\x18\a \x03(\v2\x14.keelson.v1.ScrubBadR\x03bad\"x\n" +
 	"\bScrubBad\x12\x10\n" +
 	"\x03off\x18\x01 \x01(\x03R\x03off\x12\x10\n" +
 	"\x03len\x18\x02 \x01(\x03R\x03len\x12\x16\n" +
 	"\x06differ\x18\x03 \x01(\bR\x06differ\x12\x14\n" +
-	"\x05pools\x18\x04 \x03(\tR\x05pools\"v\n" +
+	"\x05pools\x18\x04 \x03(\tR\x05pools\x12\x1a\n" +
+	"\bsnapshot\x18\x05 \x01(\tR\bsnapshot\"v\n" +
 	"\x12ScrubVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06action\x18\x02 \x01(\tR\x06action\x12\x1c\n" +

@@ -1,0 +1,124 @@
+package volume_test
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+
+	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/repl"
+	"keelson.io/keelson/internal/spec"
+)
+
+// take has a snapshot taken and returns its period.
+func (c *cluster) take(name string) uint64 {
+	c.t.Helper()
+	c.change(func(v *spec.Volume) {
+		if err := v.AddSnapshot(spec.Snapshot{ID: name, Name: name}, 0); err != nil {
+			c.t.Fatal(err)
+		}
+	})
+	c.until("snapshot "+name, func() bool { return c.rec.SnapshotByName(name).State == spec.SnapshotReady })
+	return c.rec.SnapshotByName(name).Period
+}
+
+// level is a file of a snapshot of column 0.
+func (n *node) level(period uint64, file string) string {
+	return fmt.Sprintf("/pool/%016x/snaps/%016x/%s", int(n.name[1]-'0'), period, file)
+}
+
+// keeps checks that the copies of a snapshot hold the same, in chunks that they hold themselves.
+func (c *cluster) keeps(period uint64, off int64, want []byte) {
+	c.t.Helper()
+	for _, name := range []string{"n1", "n2"} {
+		got := make([]byte, len(want))
+		c.nodes[name].n.Disk().Peek(c.nodes[name].level(period, "data"), got, off)
+		if !bytes.Equal(got, want) {
+			c.t.Errorf("snapshot %x at %d: the copy on %s isn't what the volume held", period, off, name)
+		}
+	}
+}
+
+// twoLevels is a volume whose chunk 0 is in two snapshots of their own, and whose chunk 1 only the head has.
+func twoLevels(t *testing.T, seed uint64) (c *cluster, older, newer uint64) {
+	t.Helper()
+	c = newCluster(t, seed, 2, 1)
+	n1 := c.nodes["n1"]
+	n1.attach(repl.PrevDetached)
+	n1.write(0, pattern(1, 8))
+	n1.write(5<<20, pattern(2, 8))
+	older = c.take("older")
+	n1.write(0, pattern(3, 8))
+	newer = c.take("newer")
+	n1.write(0, pattern(4, 8))
+	if f := c.scrub(""); f.Repaired+f.Unreadable+f.Differing != 0 || f.Partial || f.Bytes != 16*block.Size {
+		t.Fatalf("of a good volume: %+v", f)
+	}
+	c.keeps(older, 0, pattern(1, 8))
+	c.keeps(newer, 0, pattern(3, 8))
+	return c, older, newer
+}
+
+// What only snapshots hold is verified, and repaired from another copy: data, sectors that can't be read, checksums.
+func TestScrubRepairsSnapshots(t *testing.T) {
+	c, older, newer := twoLevels(t, 31)
+	n1, n2 := c.nodes["n1"], c.nodes["n2"]
+	n1.n.Disk().FlipBit(n1.level(older, "data"), 4096+17)
+	n2.n.Disk().FlipBit(n2.level(older, "data"), 3*4096+1)
+	n2.n.Disk().BreakSector(n2.level(newer, "data"), 6*4096)
+	n1.n.Disk().FlipBit(n1.level(newer, "sums"), 11)
+	f := c.scrub("")
+	if f.Repaired != 4 || f.Unreadable+f.Differing != 0 || f.Partial {
+		t.Fatalf("%+v", f)
+	}
+	c.keeps(older, 0, pattern(1, 8))
+	c.keeps(newer, 0, pattern(3, 8))
+	c.same(0, 0, pattern(4, 8))
+	if f := c.scrub(""); f.Repaired != 0 || f.Partial {
+		t.Fatalf("the repair didn't last: %+v", f)
+	}
+}
+
+// A block that is damaged in the head is damaged in what the repair of the head preserves for the snapshot; the same scrub mends both.
+func TestScrubRepairsWhatItPreserves(t *testing.T) {
+	c, _, newer := twoLevels(t, 32)
+	n2 := c.nodes["n2"]
+	n2.n.Disk().FlipBit(n2.head(0), 5<<20+100)
+	if f := c.scrub(""); f.Repaired != 2 || f.Unreadable+f.Differing != 0 || f.Partial {
+		t.Fatalf("%+v", f)
+	}
+	got := make([]byte, 8*block.Size)
+	n2.n.Disk().Peek(n2.level(newer, "data"), got, 5<<20)
+	if !bytes.Equal(got, pattern(2, 8)) {
+		t.Error("what was preserved is damaged still")
+	}
+	c.same(0, 5<<20, pattern(2, 8))
+}
+
+// What no copy of a snapshot has intact is told, with the snapshot's name; a map that can't be read on one copy is told too.
+func TestScrubOfDamagedSnapshots(t *testing.T) {
+	c, older, _ := twoLevels(t, 33)
+	for _, name := range []string{"n1", "n2"} {
+		c.nodes[name].n.Disk().FlipBit(c.nodes[name].level(older, "data"), 2*4096+17)
+	}
+	f := c.scrub("")
+	if f.Unreadable != 1 || f.Repaired+f.Differing != 0 || len(f.Bad) != 1 || f.Bad[0].Snapshot != "older" || f.Bad[0].Off != 2*4096 || len(f.Bad[0].Pools) != 2 {
+		t.Fatalf("%+v", f)
+	}
+	var told bool
+	for _, e := range c.events {
+		told = told || e.What == "block-unreadable" && strings.Contains(e.Message, "snapshot older")
+	}
+	if !told {
+		t.Errorf("%+v", c.events)
+	}
+	c.same(0, 0, pattern(4, 8))
+
+	// Deleted, it is nobody's any more.
+	c.change(func(v *spec.Volume) { v.SnapshotByName("older").State = spec.SnapshotDeleting })
+	c.until("deleted", func() bool { return c.rec.SnapshotByName("older") == nil })
+	if f := c.scrub(""); f.Unreadable+f.Repaired+f.Differing != 0 || f.Partial {
+		t.Fatalf("%+v", f)
+	}
+}
