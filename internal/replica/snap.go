@@ -31,6 +31,7 @@ type level struct {
 
 	next    mapRound
 	mapBusy bool
+	writing []mapChange // while mapBusy
 	refs    int    // requests that read it
 	idle    func() // called once when refs has become 0
 	// closing: it is being deleted. What it holds counts still, but nothing more is preserved in it.
@@ -256,7 +257,7 @@ func (p *preserver) part() {
 	var changes []mapChange
 	some := false
 	for _, w := range p.now {
-		changes = append(changes, mapChange{w.chunk, true, w.check})
+		changes = append(changes, mapChange{chunk: w.chunk, held: true, check: w.check})
 		some = some || w.check != 0
 	}
 	commit := func(err error) {

@@ -3,6 +3,7 @@ package replica
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/minio/crc64nvme"
@@ -120,6 +121,7 @@ type mapChange struct {
 	chunk int64
 	held  bool
 	check uint64
+	lost  bool // it isn't known whether it is held
 }
 
 // mapRound is changes of a map that are made durable together.
@@ -141,6 +143,14 @@ func (l *level) commit(changes []mapChange, done func(error)) {
 func (l *level) writeMap() {
 	round := l.next
 	l.next, l.mapBusy = mapRound{}, true
+	l.writing = nil
+	for _, ch := range round.changes {
+		if ch.lost {
+			l.lost.add(ch.chunk)
+		} else {
+			l.writing = append(l.writing, ch)
+		}
+	}
 	parts := map[int64]*mapPart{}
 	var order []int64
 	for _, ch := range round.changes {
@@ -157,7 +167,7 @@ func (l *level) writeMap() {
 			for i, p := range parts {
 				l.parts[i] = p
 			}
-			for _, ch := range round.changes {
+			for _, ch := range l.writing {
 				if ch.held {
 					l.held.add(ch.chunk)
 				} else {
@@ -166,7 +176,7 @@ func (l *level) writeMap() {
 				l.lost.remove(ch.chunk)
 			}
 		}
-		l.mapBusy = false
+		l.mapBusy, l.writing = false, nil
 		for _, fn := range round.done {
 			fn(err)
 		}
@@ -174,6 +184,23 @@ func (l *level) writeMap() {
 			l.writeMap()
 		}
 	})
+}
+
+// keepLost sees to it that sectors of block i of the map that were damaged stay so while some chunk of theirs isn't known: written as it is in
+// memory, such a chunk would count as one that the snapshot doesn't hold.
+func (l *level) keepLost(b []byte, i int64) {
+	for s := range int64(block.Size / sectorSize) {
+		first := i*mapPerBlock + s*mapPerSector
+		c := l.lost.next(first)
+		for slices.ContainsFunc(l.writing, func(ch mapChange) bool { return ch.chunk == c }) {
+			c = l.lost.next(c + 1)
+		}
+		if c >= first && c < first+mapPerSector {
+			sec := b[s*sectorSize : (s+1)*sectorSize]
+			clear(sec)
+			binary.LittleEndian.PutUint32(sec, ^uint32(snapMapM))
+		}
+	}
 }
 
 // part returns a copy of what block i of the map says.
@@ -192,6 +219,7 @@ func (l *level) writeParts(order []int64, parts map[int64]*mapPart, done func(er
 	}
 	buf := getMem(l.r.loop, block.Size)
 	parts[order[0]].encode(buf.b, order[0])
+	l.keepLost(buf.b, order[0])
 	op := &aio.Op{}
 	op.Done = func(_ int, err error) {
 		putMem(l.r.loop, buf)

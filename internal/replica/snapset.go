@@ -211,7 +211,28 @@ func (s *setting) remove(l *level) {
 			list = append(list, c)
 		}
 	}
-	(&handover{s: s, from: l, to: older, list: list}).next()
+	s.handUnknown(l, older, func() { (&handover{s: s, from: l, to: older, list: list}).next() })
+}
+
+// handUnknown sees to it that an older snapshot doesn't fall through to what is newer where it isn't known what the deleted one holds.
+func (s *setting) handUnknown(l, older *level, next func()) {
+	var changes []mapChange
+	for c := l.lost.next(0); c >= 0; c = l.lost.next(c + 1) {
+		if !older.holds(c) {
+			changes = append(changes, mapChange{chunk: c, lost: true})
+		}
+	}
+	if len(changes) == 0 {
+		next()
+		return
+	}
+	older.commit(changes, func(err error) {
+		if err != nil {
+			s.failed("handing a damaged map over", l.period, err)
+			return
+		}
+		next()
+	})
 }
 
 // older returns the next older snapshot that stays.
@@ -273,7 +294,7 @@ func (h *handover) sync() {
 		}
 		changes := make([]mapChange, len(h.batch))
 		for i, c := range h.batch {
-			changes[i] = mapChange{c, true, h.from.check(c)}
+			changes[i] = mapChange{chunk: c, held: true, check: h.from.check(c)}
 		}
 		h.to.commit(changes, func(err error) {
 			if err == nil {

@@ -130,7 +130,8 @@ func (r *Replica) sealChunk(o *op) {
 	if l == nil {
 		return
 	}
-	if l.holds(o.chunk) && !l.has(o.chunk, o.req.Sums) {
+	// One that is held may be given the sums again that its map tells of; one of which the map doesn't tell any is taken.
+	if l.holds(o.chunk) && !l.lost.has(o.chunk) && !l.has(o.chunk, o.req.Sums) {
 		r.finish(o, wire.StatusBadRequest)
 		return
 	}
@@ -174,7 +175,7 @@ func (s *sealing) wrote(_ int, err error) {
 			s.end(err)
 			return
 		}
-		s.l.commit([]mapChange{{s.o.chunk, true, check}}, s.end)
+		s.l.commit([]mapChange{{chunk: s.o.chunk, held: true, check: check}}, s.end)
 	})
 }
 

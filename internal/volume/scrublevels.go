@@ -186,10 +186,22 @@ func (p *levelPiece) verify() {
 	})
 }
 
-// seal writes a snapshot's sums anew on a member that can't read them, and verifies again. The member looks whether they are those that it had.
+// seal writes a snapshot's sums anew on a member that can't read them, or doesn't know whether it holds the chunk, and verifies again: then its data is
+// compared with them. The member looks whether they are those that it had. If none of the members that could verify holds the chunk, it needn't
+// either: what is found in newer snapshots, and in the head, is the same on all of them.
 func (p *levelPiece) seal(m int) {
 	p.sealed |= 1 << m
-	source := bits.TrailingZeros32(p.ok)
+	if p.ok&p.hold == 0 {
+		p.each(1<<m, wire.Request{Kind: wire.KindSnapDrop, Period: p.period}, 0, func(_ int, r *wire.Request) {
+			if r.Status == wire.StatusOK {
+				p.hold &^= 1 << m
+				p.repairedOn(m)
+			}
+			p.verify()
+		}, func() {})
+		return
+	}
+	source := bits.TrailingZeros32(p.ok & p.hold)
 	p.each(1<<source, wire.Request{Kind: wire.KindSnapSums, Period: p.period}, block.PerChunk, func(_ int, sums *wire.Request) {
 		if sums.Status != wire.StatusOK {
 			p.end(false)

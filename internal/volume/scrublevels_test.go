@@ -40,6 +40,15 @@ func (c *cluster) keeps(period uint64, off int64, want []byte) {
 	}
 }
 
+// reboot crashes the machine of a member, and waits until it is in sync again.
+func (c *cluster) reboot(n *node) {
+	c.t.Helper()
+	n.n.Crash()
+	c.until(n.name+" is out", func() bool { return !c.allInSync() })
+	n.start(false)
+	c.until(n.name+" is back", c.allInSync)
+}
+
 // twoLevels is a volume whose chunk 0 is in two snapshots of their own, and whose chunk 1 only the head has.
 func twoLevels(t *testing.T, seed uint64) (c *cluster, older, newer uint64) {
 	t.Helper()
@@ -120,5 +129,25 @@ func TestScrubOfDamagedSnapshots(t *testing.T) {
 	c.until("deleted", func() bool { return c.rec.SnapshotByName("older") == nil })
 	if f := c.scrub(""); f.Unreadable+f.Repaired+f.Differing != 0 || f.Partial {
 		t.Fatalf("%+v", f)
+	}
+}
+
+// A part of a snapshot's map that is damaged on one copy is made anew from the others: also of the chunks that aren't held, and for good.
+func TestScrubMendsMaps(t *testing.T) {
+	c, older, newer := twoLevels(t, 34)
+	n2 := c.nodes["n2"]
+	n2.n.Disk().FlipBit(n2.level(older, "meta"), 4096+40)
+	n2.n.Disk().FlipBit(n2.level(newer, "meta"), 4096+41)
+	n2.n.Disk().FlipBit(n2.level(newer, "data"), 4096)
+	c.reboot(n2)
+	f := c.scrub("")
+	if f.Repaired == 0 || f.Unreadable+f.Differing != 0 || f.Partial {
+		t.Fatalf("%+v", f)
+	}
+	c.keeps(older, 0, pattern(1, 8))
+	c.keeps(newer, 0, pattern(3, 8))
+	c.reboot(n2)
+	if f := c.scrub(""); f.Repaired+f.Unreadable+f.Differing != 0 || f.Partial {
+		t.Fatalf("the repair didn't last: %+v", f)
 	}
 }

@@ -81,7 +81,8 @@ const (
 	// KindSnapOpen begins to replace the chunk at Off that the snapshot Period holds itself: it becomes a copy of what the
 	// next newer snapshot, or the head, has there, and isn't held until KindSnapSeal. Sums is filled with the copy's.
 	KindSnapOpen
-	// KindSnapSeal ends that: the chunk has the sums Sums, and is durable when this is answered.
+	// KindSnapSeal ends that: the chunk has the sums Sums, and is durable when this is answered. By itself it mends sums that were damaged: if the
+	// snapshot holds the chunk they must be those that it had, as far as that is known.
 	KindSnapSeal
 	// KindSnapDrop has the snapshot Period no longer hold the chunk at Off itself.
 	KindSnapDrop

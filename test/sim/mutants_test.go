@@ -118,6 +118,8 @@ var mutants = []mutant{
 	{name: "resync-lists-too-early", test: "TestSnapshots", rule: "37", breaks: "gens are asked for before the changes that the member was sent have ended",
 		explained: "a change that is at the member and not yet at the source, for as long as the list takes, is too rare"},
 
+	{name: "scrub-of-head-only", rule: "40", breaks: "a scrub doesn't verify what only snapshots hold"},
+
 	// Reads.
 	{name: "no-read-wait", directed: "old reads", rule: "23", breaks: "a newcomer doesn't wait until older reads have ended"},
 	{name: "no-drift-margin", directed: "old reads", rule: "23", breaks: "the wait has no margin for drift"},
