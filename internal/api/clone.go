@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 
@@ -84,4 +85,23 @@ func stay(vol *spec.Volume) (changed bool, err error) {
 	}
 	vol.Resettle = false
 	return true, nil
+}
+
+// maxClonePolicy leaves room in the description of a replica for the rest.
+const maxClonePolicy = 7 << 10
+
+// describe adds to the description of a clone's replicas what is needed to make its record anew of them. One that is too long is
+// left out, as a replica can't have it.
+func describe(c *spec.Volume) error {
+	policy, err := json.Marshal(c.Described())
+	if err != nil || len(policy) > maxClonePolicy {
+		return err
+	}
+	fields := map[string]json.RawMessage{}
+	if err := json.Unmarshal(c.Source.Desc, &fields); err != nil {
+		return err
+	}
+	fields["policy"] = policy
+	c.Source.Desc, err = json.Marshal(fields)
+	return err
 }

@@ -250,6 +250,9 @@ func (x snapshotService) begin(ctx context.Context, r *pb.CloneVolumeRequest) (s
 	if err != nil {
 		return "", err
 	}
+	if err := describe(&clone); err != nil {
+		return "", err
+	}
 	if _, err := x.s.cfg.Store.CreateVolume(ctx, clone); err != nil {
 		return "", err
 	}

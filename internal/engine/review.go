@@ -79,6 +79,7 @@ func (s *shard) review(rec meta.Versioned[spec.Volume]) {
 		}
 	}
 	s.growReplicas(v)
+	s.describeReplicas(v)
 	if v.Deleting && len(wanted) > 0 {
 		s.removeForDeletion(v, wanted)
 	}
@@ -123,10 +124,7 @@ func mayCreate(v *spec.Volume, m spec.Member) bool {
 }
 
 func (s *shard) desc(v *spec.Volume, col int, id wire.ReplicaID) replica.Desc {
-	policy := *v
-	policy.State, policy.Scrub, policy.Unproven = spec.State{}, spec.Scrub{}, nil
-	policy.Snapshots, policy.Clones, policy.Restore, policy.Source = nil, nil, nil, nil
-	text, err := json.Marshal(policy)
+	text, err := json.Marshal(v.Described())
 	if err != nil {
 		text = nil
 	}

@@ -3,6 +3,7 @@ package engine_test
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
@@ -261,4 +262,29 @@ func TestTakeoverWaitsForTheKey(t *testing.T) {
 	d := c.nodes["b"].attach(id)
 	d.verify(t, 0, 4096, 1)
 	c.nodes["b"].detach(id)
+}
+
+// The descriptions of replicas have the key as it is wrapped now: also of those that were away when it was rotated.
+func TestReplicasDescribeTheirKey(t *testing.T) {
+	c := newCluster(t, "a", "b")
+	a, b := c.nodes["a"], c.nodes["b"]
+	id := c.volume("vol", 8*mib, 1, "a", "b")
+	c.encrypt(id)
+	described := func(n *node, sealed string) bool {
+		return n.finds([]byte(base64.StdEncoding.EncodeToString([]byte(sealed))))
+	}
+	rotate := func(sealed string) {
+		c.change(id, func(v *spec.Volume) {
+			e := *v.Encryption
+			e.Key.ID, e.Key.Sealed = "k2", []byte(sealed)
+			v.Encryption = &e
+		})
+	}
+	rotate("wrapped anew, once")
+	c.until("both say so", func() bool { return described(a, "wrapped anew, once") && described(b, "wrapped anew, once") })
+	b.stop()
+	rotate("wrapped anew, twice")
+	c.until("the one that is there says so", func() bool { return described(a, "wrapped anew, twice") && !described(a, "wrapped anew, once") })
+	b.start()
+	c.until("so does the other, when it is back", func() bool { return described(b, "wrapped anew, twice") && !described(b, "wrapped anew, once") })
 }

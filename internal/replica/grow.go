@@ -11,7 +11,7 @@ import (
 
 var errClosing = errors.New("the replica is being closed")
 
-// Grow makes an open replica larger, to d.Size, and takes the rest of d over; the replica goes on serving. The steps, each durable
+// Grow makes an open replica larger, to d.Size, and takes the rest of d over, also if it has that size already; the replica goes on serving. The steps, each durable
 // before the next:
 //
 //	head, sums and gens get longer -> the new part of gens says "never written" -> all three are synced
@@ -140,7 +140,7 @@ func (g *growth) synced(err error) {
 
 // enlarge accepts requests for the new range.
 func (r *Replica) enlarge(d Desc, chunks int64) {
-	more := chunks - r.chunks
+	more, grown := chunks-r.chunks, d.Size > r.desc.Size
 	r.gens = append(r.gens, make([]uint64, more)...)
 	r.checks = append(r.checks, make([]uint64, more)...)
 	r.desc, r.chunks = d, chunks
@@ -148,7 +148,9 @@ func (r *Replica) enlarge(d Desc, chunks int64) {
 	for _, s := range []*bitset{&r.suspect, &r.unrec, &r.crashed, &r.cp.late} {
 		s.enlarge(chunks)
 	}
-	r.log.Info("replica grown", "size", d.Size)
+	if grown {
+		r.log.Info("replica grown", "size", d.Size)
+	}
 }
 
 // enlarge makes room for members below size.

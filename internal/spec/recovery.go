@@ -93,3 +93,11 @@ func (u *Unproven) Claim(c Claim) bool {
 	u.Claims[i] = c
 	return true
 }
+
+// Described is the volume as the descriptions of its replicas have it, from which its record can be made anew: what was asked for, and its wrapped
+// key; not what became of it.
+func (v Volume) Described() Volume {
+	v.State, v.Scrub, v.Unproven = State{}, Scrub{}, nil
+	v.Snapshots, v.Clones, v.Restore, v.Source = nil, nil, nil, nil
+	return v
+}
