@@ -93,7 +93,9 @@ const maxClonePolicy = 7 << 10
 // describe adds to the description of a clone's replicas what is needed to make its record anew of them. One that is too long is
 // left out, as a replica can't have it.
 func describe(c *spec.Volume) error {
-	policy, err := json.Marshal(c.Described())
+	described := c.Described()
+	described.Source = &spec.Source{Volume: c.Source.Volume, Snapshot: c.Source.Snapshot} // it isn't empty
+	policy, err := json.Marshal(described)
 	if err != nil || len(policy) > maxClonePolicy {
 		return err
 	}

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"slices"
 	"testing"
 	"time"
@@ -61,6 +62,13 @@ func TestCloneElsewhere(t *testing.T) {
 	}
 
 	v, text := c.cloned(t, &pb.CloneVolumeRequest{Name: "same", FromVolume: "pg"})
+	var desc struct {
+		Volume string
+		Policy spec.Volume
+	}
+	if err := json.Unmarshal(v.Source.Desc, &desc); err != nil || desc.Volume != v.ID || desc.Policy.ID != v.ID || desc.Policy.Name != "same" || desc.Policy.Media != spec.MediaSSD || desc.Policy.Source == nil || desc.Policy.Source.Pending {
+		t.Errorf("its copies say %s, %v", v.Source.Desc, err)
+	}
 	if v.Resettle || text != "" || !slices.Equal(nodesOf(v), here) || v.Media != spec.MediaSSD || v.Limits.IOPS != 500 {
 		t.Errorf("a clone like its origin: %+v, %q", v, text)
 	}

@@ -23,7 +23,7 @@ func (s *shard) describeReplicas(v *spec.Volume) {
 			if r == nil || r.state != open || r.growing || r.doomed || hasKey(r.rep.Desc().Policy, v.Encryption) {
 				continue
 			}
-			d := s.desc(v, col, id)
+			d := s.desc(v, sourceOf(r.rep.Desc().Policy), col, id)
 			d.Size = r.rep.Desc().Size
 			r.growing = true
 			r.rep.Grow(d, func(err error) {
@@ -43,4 +43,13 @@ func (s *shard) describeReplicas(v *spec.Volume) {
 func hasKey(policy json.RawMessage, e *spec.Encryption) bool {
 	var d spec.Volume
 	return len(policy) > 0 && json.Unmarshal(policy, &d) == nil && reflect.DeepEqual(d.Encryption, e)
+}
+
+// sourceOf is what a replica was made from as a clone, by its description; nil if it was made empty.
+func sourceOf(policy json.RawMessage) *spec.Source {
+	var d spec.Volume
+	if len(policy) == 0 || json.Unmarshal(policy, &d) != nil {
+		return nil
+	}
+	return d.Source
 }

@@ -45,7 +45,7 @@ func (s *shard) growReplica(r *localReplica, v *spec.Volume, col int, m spec.Mem
 		}
 	case have < want:
 		r.growing = true
-		r.rep.Grow(s.desc(v, col, r.id), func(err error) {
+		r.rep.Grow(s.desc(v, sourceOf(r.rep.Desc().Policy), col, r.id), func(err error) {
 			r.growing = false
 			if err != nil {
 				s.log.Error("a replica can't be made larger; it is tried again", "volume", v.ID, "replica", m.Replica, "pool", r.pool.id, "err", err)

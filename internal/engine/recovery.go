@@ -199,6 +199,7 @@ func (e *Engine) holdings(ctx context.Context) (map[string]*holding, error) {
 			h.desc = &st.Desc
 			h.claim.Copies = append(h.claim.Copies, spec.ClaimedCopy{
 				Replica: r.id.String(), Pool: r.pool.id, Column: st.Column, Size: st.Size, Fence: st.Fence, Checkpoint: st.Checkpoint, Run: e.cfg.Run,
+				Clone: sourceOf(st.Policy) != nil,
 			})
 		}
 	}

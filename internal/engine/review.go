@@ -108,7 +108,7 @@ func (s *shard) ensure(v *spec.Volume, col int, m spec.Member, id wire.ReplicaID
 	case r.onDisk:
 		r.openIt()
 	case mayCreate(v, m):
-		r.create(s.desc(v, col, id))
+		r.create(s.desc(v, nil, col, id))
 	case r.state == absent:
 		// It isn't known to be there. Either its volume could not be found out when the pool was taken into service, or its
 		// directory is missing; then it is made anew once the record says that it is stale.
@@ -123,8 +123,11 @@ func mayCreate(v *spec.Volume, m spec.Member) bool {
 	return v.State.Fenced == 0 && v.Source == nil || m.State == spec.Stale
 }
 
-func (s *shard) desc(v *spec.Volume, col int, id wire.ReplicaID) replica.Desc {
-	text, err := json.Marshal(v.Described())
+// desc describes a replica of a volume; source is what it was made from, nil if it was made empty.
+func (s *shard) desc(v *spec.Volume, source *spec.Source, col int, id wire.ReplicaID) replica.Desc {
+	policy := v.Described()
+	policy.Source = source
+	text, err := json.Marshal(policy)
 	if err != nil {
 		text = nil
 	}

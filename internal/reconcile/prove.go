@@ -76,6 +76,7 @@ func (v *View) awaited() (names []string) {
 type evidence struct {
 	copies map[string]placed // by replica
 	term   uint64            // the latest that anybody has heard of
+	known  bool              // the record is an old one, and not made of copies' descriptions
 	serves spec.Claim        // who serves in the latest term; Term is 0 if nobody does
 }
 
@@ -85,7 +86,7 @@ type placed struct {
 }
 
 func evidenceOf(v *spec.Volume) evidence {
-	e := evidence{copies: map[string]placed{}, term: v.State.Term}
+	e := evidence{copies: map[string]placed{}, term: v.State.Term, known: v.Unproven.Rev != 0}
 	for _, c := range v.Unproven.Claims {
 		e.term = max(e.term, c.Term)
 		for _, x := range c.Copies {
@@ -138,7 +139,8 @@ func (e *evidence) decide(v *spec.Volume, now time.Time) (what string, warn bool
 	if e.serves.Term != 0 && v.State.Term == e.term && v.State.Node == e.serves.Node {
 		return "node " + e.serves.Node + " serves it", false
 	}
-	exact := v.State.Term == e.term // nobody has attached it since
+	// Nobody has attached it since. A record that was made of copies' descriptions doesn't know which are in sync.
+	exact := v.State.Term == e.term && e.known
 	for i := range v.State.Columns {
 		if !e.decideColumn(v, i, exact, now) {
 			exact = false
@@ -146,6 +148,14 @@ func (e *evidence) decide(v *spec.Volume, now time.Time) (what string, warn bool
 	}
 	if exact {
 		return "nobody has attached it since", false
+	}
+	if e.term == 0 {
+		for i := range v.State.Columns {
+			for j := range v.State.Columns[i].Members {
+				v.State.Columns[i].Members[j].Run = "" // all that they have was there from the beginning
+			}
+		}
+		return "nobody has ever attached it", false
 	}
 	v.State.Term = e.term
 	// Whoever attaches it next is to wait until an older coordinator has stopped answering reads: so it isn't detached, and the last
@@ -221,9 +231,10 @@ func (e *evidence) decideColumn(v *spec.Volume, i int, exact bool, now time.Time
 	return agrees
 }
 
-// farther reports whether copy a has come farther than b: by the term that it has promised, then by its checkpoint.
+// farther reports whether copy a has come farther than b: by the term that it has promised, then by its checkpoint. Of those that no term has
+// fenced, the ones that were made from a snapshot have data.
 func farther(a, b placed) bool {
-	return b.Replica == "" || a.Fence > b.Fence || a.Fence == b.Fence && a.Checkpoint > b.Checkpoint
+	return b.Replica == "" || a.Fence > b.Fence || a.Fence == b.Fence && (a.Checkpoint > b.Checkpoint || a.Fence == 0 && a.Checkpoint == b.Checkpoint && a.Clone && !b.Clone)
 }
 
 func sortedCopies(m map[string]placed) (ids []string) {

@@ -50,6 +50,17 @@ func states(v spec.Volume) string {
 	return strings.Join(out, ", ")
 }
 
+// unattached is a volume of which there are only copies, r2 and so on, from before the first attachment; made says which have a snapshot's data.
+func unattached(made ...bool) spec.Volume {
+	v := unproven(0, "")
+	v.State.Columns[0].Members, v.Unproven.Rev = nil, 0
+	for i, m := range made {
+		id := fmt.Sprint(i + 2)
+		v.Unproven.Claims = append(v.Unproven.Claims, spec.Claim{Node: "n" + id, Copies: []spec.ClaimedCopy{{Replica: "r" + id, Pool: "p" + id, Run: "now", Clone: m}}})
+	}
+	return v
+}
+
 func TestRecoveredRecords(t *testing.T) {
 	for name, x := range map[string]struct {
 		vol   spec.Volume
@@ -106,6 +117,10 @@ func TestRecoveredRecords(t *testing.T) {
 				return v
 			}(),
 			heard: "n1 n2 n3 n4", want: "3 n2 none: r2 InSync, r3 InSync, r4 Stale", warn: true},
+		"no record, but copies that nobody has attached": {
+			vol: unattached(false, false), heard: "n1 n2 n3 n4", want: "0  fuse: r2 InSync, r3 InSync"},
+		"no record, but a clone's copies, of which one was not made": {
+			vol: unattached(false, true), heard: "n1 n2 n3 n4", want: "0  fuse: r2 Stale, r3 InSync"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := New(Config{Log: slog.New(slog.DiscardHandler)})

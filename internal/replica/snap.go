@@ -32,8 +32,8 @@ type level struct {
 	next    mapRound
 	mapBusy bool
 	writing []mapChange // while mapBusy
-	refs    int    // requests that read it
-	idle    func() // called once when refs has become 0
+	refs    int         // requests that read it
+	idle    func()      // called once when refs has become 0
 	// closing: it is being deleted. What it holds counts still, but nothing more is preserved in it.
 	closing bool
 	unnamed bool // its directory is gone, or on its way

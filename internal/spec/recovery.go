@@ -77,6 +77,8 @@ type ClaimedCopy struct {
 	Fence      uint64 `json:"fence"`
 	Checkpoint uint64 `json:"checkpoint"`
 	Run        string `json:"run"`
+	// Clone: it was made from a snapshot, and so had data before the first attachment.
+	Clone bool `json:"clone,omitempty"`
 }
 
 // Claim replaces what a node has said of the volume before. It reports whether that changed anything.

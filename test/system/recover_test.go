@@ -82,7 +82,10 @@ func (c *cluster) each(nodes []string, what func(string) error) {
 
 // TestMetadataRecovery loses most of the metadata for good, and then all of it, with volumes in use.
 func TestMetadataRecovery(t *testing.T) {
-	c := &cluster{labtest.Up(t, lab.Config{Name: labtest.Name("-rec"), Nodes: 3, Zones: 3, PoolSize: "2Gi"})}
+	keys := wrapKeys{t, t.TempDir()}
+	keys.add("k1")
+	c := &cluster{labtest.Up(t, lab.Config{Name: labtest.Name("-rec"), Nodes: 3, Zones: 3, PoolSize: "2Gi",
+		Settings: map[string]any{"encryption": map[string]any{"provider": "file", "keyDir": keys.dir}}})}
 	c.voters("n1", 3)
 	v := c.create("busy", "--size", "64Mi", "--zone-spread")
 	holder, other := v.members()[0].Node, v.members()[1].Node
@@ -121,12 +124,12 @@ func TestMetadataRecovery(t *testing.T) {
 	dev = c.attach(other, "busy", "fuse")
 	w.verify(dev)
 
-	t.Run("from a snapshot", func(t *testing.T) { c.in(t).recoverFromSnapshot(w, other) })
+	t.Run("from a snapshot", func(t *testing.T) { c.in(t).recoverFromSnapshot(w, other, keys) })
 }
 
 // recoverFromSnapshot loses all of the metadata, and what engines remember of it, with a volume attached, one that is younger than the
-// snapshot and one that was deleted since.
-func (c *cluster) recoverFromSnapshot(w *writer, holder string) {
+// snapshot, encrypted ones whose key was wrapped anew since, one of them a clone, and one that was deleted since.
+func (c *cluster) recoverFromSnapshot(w *writer, holder string, keys wrapKeys) {
 	w.t = c.T
 	c.keelson(holder, "volume", "create", "gone", "--size", "64Mi")
 	// What is saved is the state in which "gone" is there and "young" isn't.
@@ -137,6 +140,7 @@ func (c *cluster) recoverFromSnapshot(w *writer, holder string) {
 	w2 := newWriter(c.T, 64<<20)
 	w2.fill(c.attach(at, "young", "fuse"), 0, w2.blocks)
 	c.keelson(at, "volume", "detach", "young")
+	secret := c.youngSecrets(at, keys)
 	// A term that the snapshot doesn't know, with changes in it.
 	c.keelson(holder, "volume", "detach", "busy")
 	next := c.Nodes()[slices.IndexFunc(c.Nodes(), func(n string) bool { return n != holder })]
@@ -170,6 +174,34 @@ func (c *cluster) recoverFromSnapshot(w *writer, holder string) {
 		w.t = c.T
 		w.verify(c.attach(holder, name, "fuse"))
 	}
+	for _, name := range []string{"secret", "secret-copy"} {
+		if got := c.content(holder, c.attach(holder, name, "fuse")); got != secret {
+			c.T.Errorf("%s isn't what it was", name)
+		}
+	}
+}
+
+// youngSecrets makes an encrypted volume and a clone of it, wraps their keys anew, takes the old wrapping key away when the copies say how the keys are wrapped
+// now, and returns what both hold.
+func (c *cluster) youngSecrets(at string, keys wrapKeys) (content string) {
+	c.T.Helper()
+	c.create("secret", "--size", "16Mi", "--encrypt", "--zone-spread")
+	newWriter(c.T, 16<<20).fill(c.attach(at, "secret", "fuse"), 0, 16<<20/blockSize)
+	content = c.content(at, c.volume(at, "secret").Device)
+	c.keelson(at, "volume", "detach", "secret")
+	c.keelson(at, "volume", "create", "secret-copy", "--from-volume", "secret")
+	keys.add("k2")
+	c.keelson(at, "key", "rotate")
+	for _, name := range []string{"secret", "secret-copy"} {
+		for node, head := range c.heads(c.volume(at, name)) {
+			c.Eventually(10*time.Second, "the copy of "+name+" on "+node+" describes the new key", func() error {
+				_, err := c.tryShell(node, "grep -aq '\"id\":\"k2\"' "+filepath.Dir(head)+"/meta")
+				return err
+			})
+		}
+	}
+	keys.hide("k1")
+	return content
 }
 
 // TestMetadataMemberIsReplaced loses the node of a member for longer than rebuild-after: the node without the role takes its place by

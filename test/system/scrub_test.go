@@ -273,3 +273,37 @@ func forkCopy(t *testing.T, pool, id string, term uint64, off int64, data []byte
 	}
 	wait(func(done func()) { l.Buffers().Put(buf); r.Close(done) })
 }
+
+// Blocks that only a snapshot has rot on one copy, and are repaired from the other; the snapshot is what it was from either copy.
+func TestScrubOfSnapshots(t *testing.T) {
+	c := shared(t)
+	v := c.create("kept", "--size", "64Mi", "--zone-spread")
+	a, b := v.members()[0].Node, v.members()[1].Node
+	w := newWriter(t, 64<<20)
+	dev := c.attach(a, "kept", "fuse")
+	w.fill(dev, 0, w.blocks)
+	before := c.content(a, dev)
+	c.keelson(a, "snapshot", "create", "kept", "s1")
+	w.fill(dev, 100, 102)
+	w.fill(dev, 2100, 2102)
+	for node, head := range c.heads(v) {
+		data := c.shell(node, "ls "+filepath.Dir(head)+"/snaps/*/data")
+		if node == a {
+			c.rot(node, data, 100)
+			c.rot(node, data, 500)
+		} else {
+			c.rot(node, data, 2200)
+		}
+	}
+	if f := c.scrub(a, "kept", true).Last.Findings; f.Repaired != 3 || f.Unreadable+f.Differing != 0 {
+		t.Errorf("%+v", f)
+	}
+	for _, node := range []string{a, b} {
+		if got := c.cloned(node, "copy-of-kept", "--from-snapshot", "kept/s1"); got != before {
+			t.Errorf("a clone of the snapshot, read on %s, differs", node)
+		}
+	}
+	w.verify(dev)
+	c.keelson(a, "snapshot", "delete", "kept", "s1")
+	c.remove(a, "kept")
+}
