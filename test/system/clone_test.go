@@ -25,7 +25,7 @@ func TestCloneElsewhere(t *testing.T) {
 	c := shared(t)
 	w, dev, holder, other, third := c.spread("far")
 	before := c.content(holder, dev)
-	c.keelson(holder, "settings", "set", "rebuild-bandwidth", "40Mi")
+	c.keelson(holder, "settings", "set", "rebuild-bandwidth", "10Mi")
 	defer c.keelson(holder, "settings", "set", "rebuild-bandwidth", "200Mi")
 	c.refused(6, []string{"far-copy", "node " + holder, "topology"}, "n1", "volume", "create", "far-copy", "--from-volume", "far", "--nodes", third)
 	c.refused(3, []string{"no volume"}, "n1", "volume", "show", "far-copy")
@@ -40,7 +40,7 @@ func TestCloneElsewhere(t *testing.T) {
 	}
 	w.start(copied)
 	if text := c.keelson("n1", "volume", "show", "far-copy"); !strings.Contains(text, "copies are still to move") {
-		t.Errorf("the copies have moved already, at 40 MiB/s:\n%s", text)
+		t.Errorf("the copies have moved already, at 10 MiB/s:\n%s", text)
 	}
 	if got := c.content(holder, dev); got != before {
 		t.Error("what is written to the clone is in its origin")
@@ -49,6 +49,7 @@ func TestCloneElsewhere(t *testing.T) {
 	if err := c.KillProcess(third, "engine"); err != nil {
 		t.Fatal(err)
 	}
+	c.keelson(holder, "settings", "set", "rebuild-bandwidth", "200Mi")
 	c.Eventually(60*time.Second, "the clone's copies are on "+other+" and "+third, func() error {
 		v, err := c.tryVolume("n1", "far-copy")
 		if err == nil && !v.lies(other, third) {
