@@ -78,7 +78,7 @@ var mutants = []mutant{
 	{name: "gens-not-synced", directed: "away and dark", rule: "14", breaks: "gens aren't synced before the checkpoint"},
 	{name: "gens-write-lost", quick: true, rule: "14", breaks: "a block of gens isn't written"},
 	{name: "late-sums-forgotten", from: 5001, directed: "last disk fails", rule: "14", breaks: "sums recomputed during a checkpoint leave the journal with it"},
-	{name: "checkpoint-unreconciled", directed: "strangers", rule: "15", breaks: "a checkpoint drops chunks that aren't reconciled"},
+	{name: "checkpoint-unreconciled", test: "TestCheckpointWaitsForReconciliation", dir: "../../internal/volume", rule: "15", breaks: "a checkpoint drops chunks that aren't reconciled"},
 	{name: "touch-keeps-gen", directed: "reconciling", rule: "16", breaks: "after a crash journaled chunks keep their old gen"},
 	{name: "syncing-checkpoints", directed: "broken rejoins", rule: "17", breaks: "a syncing member checkpoints"},
 
