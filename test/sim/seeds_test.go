@@ -181,6 +181,9 @@ func TestCoverage(t *testing.T) {
 	}
 }
 
+// progressEvery is after how many seeds a long run says how far it is.
+const progressEvery = 1000
+
 func playSeeds(t *testing.T, base uint64, n int) (sum *totals, failed int) {
 	var next atomic.Uint64
 	var mu sync.Mutex
@@ -200,6 +203,9 @@ func playSeeds(t *testing.T, base uint64, n int) (sum *totals, failed int) {
 				err := c.run()
 				mu.Lock()
 				sum.add(c)
+				if sum.seeds%progressEvery == 0 && n > progressEvery {
+					fmt.Printf("simulation: %d of %d seeds played, %d violations\n", sum.seeds, n, failed)
+				}
 				if err != nil {
 					failed++
 					t.Errorf("seed %d (%v):\n%v\nreplay with the whole trace: make sim SEED=%d", c.seed, c.p, err, c.seed)
