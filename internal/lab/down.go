@@ -44,6 +44,10 @@ func Down(name, dir string) error {
 	if err := endAll(procs, held); err != nil {
 		return err
 	}
+	// They may be of another lab that is just going down, which sees to them itself: so what doesn't go is no failure here.
+	if orphans := orphanLoops(); abortFUSE(orphans) == nil {
+		_ = detach(orphans)
+	}
 	if err := errors.Join(detach(held), unmountBelow(dir), removeNetwork(name), removeGroups(dir)); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -59,17 +60,12 @@ func loopAt(device string) (loop, error) {
 	return lo, nil
 }
 
-// labLoops returns the loop devices over files in dir, over files of FUSE file systems that only
-// the given processes have mounted, and those of volumes whose FUSE file system nobody has mounted
-// any more: of nodes that were killed by other hands. Other labs attach and detach meanwhile, so only what nobody has mounted
-// before and after the devices were listed is an orphan.
+// labLoops returns the loop devices over files in dir, and over files of FUSE file systems that only the given processes have mounted.
 func labLoops(dir string, pids []int) ([]loop, error) {
-	before := FUSEDevices()
 	all, err := loops()
 	if err != nil || len(all) == 0 {
 		return nil, err
 	}
-	after := FUSEDevices()
 	files, err := filesIn(dir)
 	if err != nil {
 		return nil, err
@@ -83,12 +79,26 @@ func labLoops(dir string, pids []int) ([]loop, error) {
 	}
 	var out []loop
 	for _, lo := range all {
-		orphan := strings.HasPrefix(lo.name, frontendMark) && !before[lo.file.dev] && !after[lo.file.dev]
-		if orphan || files[lo.file] || mine[lo.file.dev] || below(lo.path, dir) || below(lo.name, dir) {
+		if files[lo.file] || mine[lo.file.dev] || below(lo.path, dir) || below(lo.name, dir) {
 			out = append(out, lo)
 		}
 	}
 	return out, nil
+}
+
+// orphanLoops returns the devices of volumes whose FUSE file system nobody has mounted any more: of nodes that were killed by other
+// hands. Nothing says of which lab they were. Other labs attach and detach meanwhile, so only what nobody has mounted before
+// and after the devices were listed is an orphan.
+func orphanLoops() []loop {
+	before := FUSEDevices()
+	all, err := loops()
+	if err != nil {
+		return nil
+	}
+	after := FUSEDevices()
+	return slices.DeleteFunc(all, func(lo loop) bool {
+		return !strings.HasPrefix(lo.name, frontendMark) || before[lo.file.dev] || after[lo.file.dev]
+	})
 }
 
 func below(path, dir string) bool { return strings.HasPrefix(path, dir+"/") }
