@@ -32,6 +32,7 @@ type level struct {
 	next    mapRound
 	mapBusy bool
 	writing []mapChange // while mapBusy
+	unsure  []int64     // chunks of which the file may say something else than memory, as a write of the map failed
 	refs    int         // requests that read it
 	idle    func()      // called once when refs has become 0
 	// closing: it is being deleted. What it holds counts still, but nothing more is preserved in it.

@@ -10,6 +10,7 @@ import (
 
 	"keelson.io/keelson/internal/aio"
 	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/invariant"
 )
 
 // The file meta of a snapshot: a header of one block, framed as the replica's meta is, and a map of sectors, each of
@@ -140,6 +141,16 @@ func (l *level) commit(changes []mapChange, done func(error)) {
 	}
 }
 
+// restate writes once more what memory says of the chunks that a failed write of the map was about.
+func (l *level) restate(done func(error)) {
+	changes := make([]mapChange, len(l.unsure))
+	for i, c := range l.unsure {
+		changes[i] = mapChange{chunk: c, held: l.held.has(c), check: l.check(c), lost: l.lost.has(c)}
+	}
+	l.unsure = nil
+	l.commit(changes, done)
+}
+
 func (l *level) writeMap() {
 	round := l.next
 	l.next, l.mapBusy = mapRound{}, true
@@ -174,6 +185,11 @@ func (l *level) writeMap() {
 					l.held.remove(ch.chunk)
 				}
 				l.lost.remove(ch.chunk)
+			}
+		}
+		for _, ch := range round.changes {
+			if err != nil && !slices.Contains(l.unsure, ch.chunk) && !invariant.Mutant("failed-map-forgotten") {
+				l.unsure = append(l.unsure, ch.chunk)
 			}
 		}
 		l.mapBusy, l.writing = false, nil

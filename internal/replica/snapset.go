@@ -19,11 +19,14 @@ const unlinkRetry = time.Millisecond
 // setting makes the replica's snapshots those that a KindSnaps names, one after the other: first it makes the missing ones, then
 // it deletes the others. Every step can be repeated after a crash.
 type setting struct {
-	r    *Replica
-	o    *op
-	make []wanted
-	gone []*level
-	op   aio.Op
+	r *Replica
+	o *op
+	// unsure are those whose map may be another one in the file than in memory: before the replica is brought up to date by what memory says,
+	// and in sync, the file has to say the same.
+	unsure []*level
+	make   []wanted
+	gone   []*level
+	op     aio.Op
 }
 
 // wanted is a snapshot that is to be made.
@@ -58,8 +61,11 @@ func (r *Replica) setSnaps(o *op) {
 		}
 	}
 	for _, l := range r.snaps.levels {
-		if !keep[l.period] {
+		switch {
+		case !keep[l.period]:
 			s.gone = append(s.gone, l)
+		case len(l.unsure) > 0:
+			s.unsure = append(s.unsure, l)
 		}
 	}
 	s.next()
@@ -76,6 +82,16 @@ func (s *setting) end(status wire.Status) {
 
 func (s *setting) next() {
 	switch {
+	case len(s.unsure) > 0:
+		l := s.unsure[0]
+		s.unsure = s.unsure[1:]
+		l.restate(func(err error) {
+			if err != nil {
+				s.failed("writing its map anew", l.period, err)
+				return
+			}
+			s.next()
+		})
 	case len(s.make) > 0:
 		w := s.make[0]
 		s.make = s.make[1:]

@@ -114,6 +114,7 @@ var mutants = []mutant{
 		explained: "the checkpoint that records it doesn't begin before they are"},
 	{name: "resync-ignores-snapshots", test: "TestSnapshots", rule: "37", breaks: "what the snapshots have of a chunk isn't made equal"},
 	{name: "levels-by-record", from: 101953, rule: "37", breaks: "a member drops its chunk of a snapshot that is to be deleted, before the source has handed its own to an older one"},
+	{name: "failed-map-forgotten", from: 119058, rule: "37", breaks: "a snapshot's map that couldn't be written isn't written again before the member is in sync"},
 	{name: "levels-after-resync", from: 118280, rule: "37", breaks: "a resync that was stopped goes on with a snapshot's chunk in the member's next session"},
 	{name: "resync-lists-too-early", test: "TestSnapshots", rule: "37", breaks: "gens are asked for before the changes that the member was sent have ended",
 		explained: "a change that is at the member and not yet at the source, for as long as the list takes, is too rare"},
