@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/invariant"
 	"keelson.io/keelson/internal/replica"
 	"keelson.io/keelson/internal/spec"
 	"keelson.io/keelson/internal/wire"
@@ -199,6 +200,9 @@ func changes(k wire.Kind) bool {
 func (k *replicaCopy) fenced(q *wire.Request) {
 	c := k.v.c
 	k.v.reach(phaseFenced)
+	if f := q.Fence; f != nil && f.PrevFence < q.Period && !invariant.Mutant("rollback-not-noticed") {
+		return // it was rolled back: it answers, and keeps the fence that it has
+	}
 	if q.Term < k.fence {
 		c.fail("invariant 3: replica %s on %s has fenced at term %d, and then at %d", k.id, k.n.name, k.fence, q.Term)
 	}

@@ -172,7 +172,10 @@ func (k *replicaCopy) page(period uint64, off int64) []byte {
 	for _, p := range list {
 		dir := fmt.Sprintf("%s/snaps/%016x", k.dir, p)
 		sec := d.Page(dir+"/meta", block.Size+chunk/240*block.Size, false)[chunk%240/30*512:]
-		if binary.LittleEndian.Uint64(sec[32+chunk%30*16:])&1 != 0 {
+		if entry := sec[32+chunk%30*16:]; binary.LittleEndian.Uint64(entry)&1 != 0 {
+			if binary.LittleEndian.Uint64(entry[8:]) == 0 { // all zeros: what the file has there is nobody's
+				return make([]byte, block.Size)
+			}
 			return d.Page(dir+"/data", off, false)
 		}
 	}
