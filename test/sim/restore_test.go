@@ -37,7 +37,7 @@ func (s *snapsOf) askRestore(next *spec.Volume) bool {
 	}
 	x := next.Snapshots[v.c.w.Rand().IntN(len(next.Snapshots))]
 	k := s.known[x.ID]
-	if k == nil || k.period == 0 || x.Size != next.Size {
+	if k == nil || k.period == 0 || k.partly || x.Size != next.Size {
 		return false
 	}
 	r := &restoring{id: x.ID, want: map[int]uint64{}}

@@ -40,6 +40,7 @@ type knownSnap struct {
 	asked  int64
 	period uint64
 	held   map[int]uint64
+	partly bool // held lacks blocks: they were damaged when it was looked at
 	// It is what the volume held at a moment from from to to, by what was written first and last.
 	from, to    int64
 	first, last *hop
@@ -189,7 +190,11 @@ func (s *snapsOf) judge(x *knownSnap, size int64) {
 	from, to := x.asked, int64(never)
 	var first, last *hop
 	for _, blk := range v.hist.written {
-		if v.tainted[int64(blk)] || int64(blk) >= size/block.Size {
+		if int64(blk) >= size/block.Size {
+			continue
+		}
+		if v.tainted[int64(blk)] {
+			x.partly = true
 			continue
 		}
 		col, off := v.locate(int64(blk) * block.Size)
@@ -210,6 +215,7 @@ func (s *snapsOf) judge(x *knownSnap, size int64) {
 			x.held[blk] = val
 		})
 		val, ok := x.held[blk]
+		x.partly = x.partly || !ok
 		if !ok || val&tornBit != 0 || v.loss[col] {
 			continue
 		}
