@@ -125,6 +125,8 @@ func (r *localReplica) opened(rep *replica.Replica, err error) {
 		}
 		r.s.reviewLater()
 	} else {
+		// That of a clone was made by the one that it is a clone of, and nobody else told.
+		r.onDisk = true
 		r.state, r.rep, r.logged, r.unread = open, rep, "", 0
 		r.notify(true)
 		// The volume may have grown while it was closed.

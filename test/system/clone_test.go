@@ -68,4 +68,5 @@ func TestCloneElsewhere(t *testing.T) {
 		return nil
 	})
 	c.remove(third, "far-copy")
+	c.wantNoReplicas()
 }
