@@ -14,7 +14,7 @@ func (r *Replica) askSnap(o *op) {
 	case !ok:
 		r.finish(o, wire.StatusNotFound)
 	case l != nil && o.req.Kind == wire.KindSnapVerify:
-		(&levelVerify{levelRead: levelRead{r: r, o: o, l: l}}).begin()
+		(&levelRead{r: r, o: o, l: l}).verify()
 	case l != nil:
 		(&levelRead{r: r, o: o, l: l}).begin()
 	case o.have == 0:

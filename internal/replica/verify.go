@@ -6,14 +6,16 @@ import (
 	"keelson.io/keelson/internal/wire"
 )
 
-// verifying reads a part of a chunk from the disk and compares every block with its sum.
+// verifying reads a part of a chunk from the disk, of the head or of a snapshot, and compares every block with its sum in the request.
 type verifying struct {
-	r   *Replica
-	o   *op
-	op  aio.Op
-	buf mem
-	at  int64 // bytes done
-	n   int64 // bytes being read
+	r    *Replica
+	o    *op
+	file aio.File
+	done func(wire.Status)
+	op   aio.Op
+	buf  mem
+	at   int64 // bytes done
+	n    int64 // bytes being read
 	// careful: up to here, blocks are read one by one, as one of them can't be read.
 	careful int64
 	status  wire.Status
@@ -24,9 +26,17 @@ func (r *Replica) verify(o *op) {
 	req, e := o.req, o.ent[0]
 	from, n := o.blocks(0)
 	copy(req.Sums, e.sums[from:from+n])
-	v := &verifying{r: r, o: o, buf: r.getBuf(int(req.Len))}
-	v.op.Done = v.read
 	o.issued = true
+	r.compare(o, r.files.head, func(status wire.Status) {
+		r.finish(o, status)
+		r.cache.demote(e)
+	})
+}
+
+// compare calls done when every block of the request was compared; those that aren't intact are in its Bad.
+func (r *Replica) compare(o *op, file aio.File, done func(wire.Status)) {
+	v := &verifying{r: r, o: o, file: file, done: done, buf: r.getBuf(int(o.req.Len))}
+	v.op.Done = v.read
 	v.more()
 }
 
@@ -35,7 +45,7 @@ func (v *verifying) more() {
 	if v.at < v.careful {
 		v.n = block.Size
 	}
-	v.r.files.head.ReadAt(&v.op, v.buf.b[:v.n], v.o.req.Off+v.at)
+	v.file.ReadAt(&v.op, v.buf.b[:v.n], v.o.req.Off+v.at)
 }
 
 func (v *verifying) read(n int, err error) {
@@ -49,7 +59,9 @@ func (v *verifying) read(n int, err error) {
 		v.bad(int(v.at / block.Size))
 	default:
 		clear(v.buf.b[n:v.n])
-		v.r.adopt(v.o, (v.o.req.Off+v.at)/block.Size, v.buf.b[:v.n], v.o.req.Sums[v.at/block.Size:])
+		if v.file == v.r.files.head {
+			v.r.adopt(v.o, (v.o.req.Off+v.at)/block.Size, v.buf.b[:v.n], v.o.req.Sums[v.at/block.Size:])
+		}
 		for off := int64(0); off < v.n; off += block.Size {
 			i := int((v.at + off) / block.Size)
 			if !block.Intact(v.buf.b[off:off+block.Size], v.o.req.Sums[i]) {
@@ -63,9 +75,7 @@ func (v *verifying) read(n int, err error) {
 	}
 	v.r.putBuf(v.buf)
 	v.r.stats.Verified += uint64(v.o.req.Len)
-	e := v.o.ent[0]
-	v.r.finish(v.o, v.status)
-	v.r.cache.demote(e)
+	v.done(v.status)
 }
 
 // bad notes that block i isn't intact.
@@ -73,5 +83,5 @@ func (v *verifying) bad(i int) {
 	v.o.req.Bad[i>>6] |= 1 << (i & 63)
 	v.status = wire.StatusBadSum
 	v.r.stats.BadBlocks++
-	v.r.log.Warn("block doesn't match its checksum", "offset", v.o.req.Off+int64(i)*block.Size)
+	v.r.log.Warn("block doesn't match its checksum", "operation", v.o.req.Kind.String(), "period", v.o.req.Period, "offset", v.o.req.Off+int64(i)*block.Size)
 }
