@@ -214,8 +214,26 @@ func (r *Replica) answerSums(o *op) {
 	if b := r.bad[o.chunk]; b != nil {
 		req.Bad = *b
 	}
-	for i, unread := range o.ent[0].unread {
-		req.Bad[i] |= unread
+	if unread := &o.ent[0].unread; *unread != (blockMap{}) {
+		for i := range block.PerChunk {
+			if !unread.has(i) {
+				continue
+			}
+			req.Bad[i>>6] |= 1 << (i & 63)
+			// Nobody knows its sum. The one that is stored may be that of another copy which lacks the last write, and would be
+			// taken for equal: so none is told that another copy has.
+			if req.Kind == wire.KindSums && !invariant.Mutant("unread-block-told") {
+				req.Sums[i] = noSum(req.Sums[i], r.desc.Replica)
+			}
+		}
 	}
 	r.finish(o, wire.StatusOK)
+}
+
+// noSum returns a sum that isn't the given one, nor of zeros, and not what another replica makes of the same.
+func noSum(sum uint64, id wire.ReplicaID) uint64 {
+	if other := ^sum ^ uint64(id); other != 0 && other != sum {
+		return other
+	}
+	return sum + 1 | 2
 }

@@ -523,3 +523,37 @@ func TestUnreadableBlockOfTheOnlyCopy(t *testing.T) {
 		c.same(0, 0, pattern(2, 8))
 	}
 }
+
+// What the only copy can't read after a crash isn't taken for equal to what another copy has: the sum that it has of it is of what was there
+// before, and so is that of a copy that was away.
+func TestUnreadBlockIsNoProofOfBeingEqual(t *testing.T) {
+	c := newCluster(t, 9, 2, 1)
+	n1, n2 := c.nodes["n1"], c.nodes["n2"]
+	n1.attach(repl.PrevDetached)
+	n1.write(0, pattern(1, 8))
+	n1.detach()
+	n1.attach(repl.PrevDetached)
+	n2.n.Crash()
+	n1.write(0, pattern(2, 8))
+	if err := n1.do(block.OpFlush, 0, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	n1.n.Crash()
+	if !n1.n.Disk().BreakSector("/pool/0000000000000001/head", 3*block.Size) {
+		t.Fatal("no sector to break")
+	}
+	n1.start(false)
+	n1.attach(repl.PrevOwnDead)
+	n2.start(false)
+	c.w.RunFor(time.Minute)
+	if c.allInSync() {
+		t.Fatal("in sync although nobody knows whether a block is the same")
+	}
+	n1.n.Disk().HealSectors()
+	c.until("in sync", c.allInSync)
+	n1.want(0, pattern(2, 8))
+	n1.detach()
+	c.same(0, 0, pattern(2, 8))
+	n2.attach(repl.PrevDetached)
+	n2.want(0, pattern(2, 8))
+}

@@ -95,6 +95,7 @@ var mutants = []mutant{
 		explained: "copies that waited for such a member are refused in every seed of that script; that it lacks a write of that very chunk too, which must have been granted before and not have reached it, hasn't been met"},
 	{name: "recomputed-over-lost", test: "TestDamageOfTheOnlyCopy", breaks: "a version with a recomputed checksum takes the place of a lost block"},
 	{name: "unread-block-keeps-sum", test: "TestRecomputeOutlivesLongFailure", dir: "../../internal/replica", breaks: "a block that couldn't be read when its chunk's sums were recomputed keeps the old one"},
+	{name: "unread-block-told", test: "TestUnreadBlockIsNoProofOfBeingEqual", dir: "../../internal/volume", rule: "20", breaks: "a block that couldn't be read counts as equal to another copy's by the sum of what was there before"},
 	{name: "lost-block-stops-sync", test: "TestDamageOfTheOnlyCopy", breaks: "a block of which no intact copy is left keeps members from becoming in sync"},
 
 	// Snapshots.
