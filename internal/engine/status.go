@@ -186,8 +186,7 @@ func (s *shard) describe(st *Status) {
 			st.Counters["replica_bad_blocks"] += int64(rep.BadBlocks)
 			st.Counters["replica_io_errors"] += int64(rep.IOErrors)
 			st.Counters["replica_verified_bytes"] += int64(rep.Verified)
-			st.Counters["chunks_preserved"] += int64(rep.Preserved)
-			st.Counters["chunks_unshared"] += int64(rep.Unshared)
+			st.Counters["pieces_preserved"] += int64(rep.Preserved)
 		}
 		_, known := s.records[r.volume]
 		rs.Orphan = !known && !s.deleted[r.volume]

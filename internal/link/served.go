@@ -152,7 +152,7 @@ func (s *served) request(f *wire.Frame) (*job, error) {
 		r.Sums = j.sums[:f.Len/block.Size]
 	case wire.KindVerify, wire.KindSnapVerify:
 		r.Sums = j.sums[:f.Len/block.Size]
-	case wire.KindSums, wire.KindSnapSums, wire.KindSnapOpen:
+	case wire.KindSums, wire.KindSnapSums, wire.KindSnapCheck, wire.KindSnapOpen:
 		r.Sums = make([]uint64, block.PerChunk)
 	case wire.KindSnaps, wire.KindSnapSeal, wire.KindRestore:
 		r.Sums = f.Sums(make([]uint64, f.NumSums()))

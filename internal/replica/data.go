@@ -146,9 +146,6 @@ func (o *op) ioDone(n int, err error) {
 			e.unread.clear(from, n)
 			r.known(e)
 		}
-		if len(r.snaps.apart.shared) > 0 {
-			r.snaps.apart.changed(e.chunk)
-		}
 		if len(r.bad) > 0 {
 			r.clearBad(e.chunk, from, n)
 		}
@@ -208,7 +205,7 @@ func (r *Replica) answerSums(o *op) {
 	req := o.req
 	req.Sums = req.Sums[:block.PerChunk]
 	copy(req.Sums, o.ent[0].sums)
-	if req.Kind == wire.KindSnapSums {
+	if req.Kind != wire.KindSums {
 		r.clearBehind(req.Period, o.chunk, req.Sums)
 	}
 	if b := r.bad[o.chunk]; b != nil {

@@ -107,13 +107,14 @@ type op struct {
 	req    *wire.Request
 	io     aio.Op
 	next   *op
-	chunk  int64   // the first chunk
-	n      int     // chunks that it touches: 0 … 2
-	have   int     // of which so many are held
-	ent    [2]*ent // those
-	marked bool    // its blocks are claimed
-	issued bool    // data I/O was submitted
-	syncs  bool    // its data is written, and waits for a sync
+	chunk  int64       // the first chunk
+	n      int         // chunks that it touches: 0 … 2
+	have   int         // of which so many are held
+	ent    [2]*ent     // those
+	other  [2]pieceSet // of those, pieces that no snapshot needs; see preserving
+	marked bool        // its blocks are claimed
+	issued bool        // data I/O was submitted
+	syncs  bool        // its data is written, and waits for a sync
 	// sums are what the chunk that is being restored gets; clone is the clone that is being made.
 	sums   []uint64
 	clone  *cloning
@@ -270,7 +271,7 @@ func (r *Replica) shape(o *op) bool {
 			return false
 		}
 		req.Sums = req.Sums[:n]
-	case wire.KindSums, wire.KindSnapSums, wire.KindSnapOpen, wire.KindSnapSeal, wire.KindSnapLevels:
+	case wire.KindSums, wire.KindSnapSums, wire.KindSnapCheck, wire.KindSnapOpen, wire.KindSnapSeal, wire.KindSnapLevels:
 		length = block.Size
 		if cap(req.Sums) < snapSums(req.Kind) || req.Kind == wire.KindSnapSeal && len(req.Sums) != block.PerChunk {
 			return false
@@ -339,7 +340,7 @@ func (r *Replica) step(o *op) {
 		r.answerSums(o)
 	case wire.KindVerify:
 		r.verify(o)
-	case wire.KindSnapRead, wire.KindSnapSums, wire.KindSnapVerify:
+	case wire.KindSnapRead, wire.KindSnapSums, wire.KindSnapCheck, wire.KindSnapVerify:
 		r.askSnap(o)
 	case wire.KindSnapOpen:
 		r.openChunk(o)
@@ -425,6 +426,7 @@ func (r *Replica) getOp() *op {
 func (r *Replica) putOp(o *op) {
 	o.req, o.n, o.have, o.issued, o.syncs = nil, 0, 0, false, false
 	o.ent[0], o.ent[1] = nil, nil
+	o.other = [2]pieceSet{}
 	o.sums, o.clone = nil, nil
 	o.next = r.free
 	r.free = o

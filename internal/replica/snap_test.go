@@ -31,7 +31,7 @@ func newSnapModel(t *testing.T, seed uint64) *snapModel {
 	m := &snapModel{rig: newRig(t, seed, size), rng: rand.New(rand.NewPCG(seed, 3)),
 		cur: map[int64][]uint64{}, snaps: map[uint64]map[int64]uint64{}}
 	for c := range int64(5) {
-		for _, b := range []int64{0, 3, 4, 15, 512, 1023} {
+		for _, b := range []int64{0, 3, 15, 16, 31, 512, 1023} {
 			if off := c*block.ChunkSize + b*block.Size; off < size {
 				m.places = append(m.places, off)
 				m.cur[off] = []uint64{0}
@@ -365,6 +365,7 @@ func TestReplacedChunk(t *testing.T) {
 	clear(sums[512:])
 	sums[3] = block.Sum(data)
 	m.want(&wire.Request{Kind: wire.KindSnapSeal, Period: p, Sums: sums}, wire.StatusOK)
+	m.checkpoint()
 	m.n.PowerLoss()
 	m.reopen()
 	m.fence()
@@ -380,5 +381,45 @@ func TestReplacedChunk(t *testing.T) {
 	m.want(&wire.Request{Kind: wire.KindSnapDrop, Period: p}, wire.StatusOK)
 	if q := m.readSnap(p, 0); !bytes.Equal(q.Data, content(77)) {
 		t.Fatal("a dropped chunk isn't the head's")
+	}
+}
+
+// TestForgottenChunkIsHandedDown replaces a snapshot's chunk, and drops it, of which an older one that holds the chunk too lacks pieces: it has them then.
+func TestForgottenChunkIsHandedDown(t *testing.T) {
+	m := newSnapModel(t, 3)
+	const piece = 20 * pieceSize
+	m.write(0, content(1))
+	m.write(piece, content(2))
+	older := m.period
+	m.set(older)
+	m.checkpoint()
+	m.snaps[older] = map[int64]uint64{0: 1, piece: 2}
+	m.write(0, content(3))
+	newer := m.period
+	m.set(newer)
+	m.checkpoint()
+	m.snaps[newer] = map[int64]uint64{0: 3, piece: 2}
+	m.write(piece, content(4))
+	open := m.want(&wire.Request{Kind: wire.KindSnapOpen, Period: newer, Sums: make([]uint64, block.PerChunk)}, wire.StatusOK)
+	data := content(5)
+	sums := open.Sums
+	sums[piece/block.Size] = block.Sum(data)
+	m.want(&wire.Request{Kind: wire.KindSnapWrite, Period: newer, Off: piece, Data: data, Sums: sums[piece/block.Size : piece/block.Size+1]}, wire.StatusOK)
+	m.want(&wire.Request{Kind: wire.KindSnapSeal, Period: newer, Sums: sums}, wire.StatusOK)
+	want := map[int64]uint64{0: 1, piece: 2}
+	for off, tag := range want {
+		if q := m.readSnap(older, off); q.Status != wire.StatusOK || !bytes.Equal(q.Data, content(tag)) {
+			t.Errorf("the older snapshot at %d: %v, %x", off, q.Status, q.Data[:16])
+		}
+	}
+	m.want(&wire.Request{Kind: wire.KindSnapDrop, Period: newer}, wire.StatusOK)
+	m.n.PowerLoss()
+	m.reopen()
+	m.fence()
+	m.touch(0)
+	for off, tag := range want {
+		if q := m.readSnap(older, off); q.Status != wire.StatusOK || !bytes.Equal(q.Data, content(tag)) {
+			t.Errorf("the older snapshot at %d after a crash: %v, %x", off, q.Status, q.Data[:16])
+		}
 	}
 }

@@ -15,16 +15,17 @@ import (
 
 // The file meta of a snapshot: a header of one block, framed as the replica's meta is, and a map of sectors, each of
 // which stands for 30 chunks and is valid on its own, or all zeros: so a write that a power loss tore leaves every sector as it was or
-// as it was to be.
+// as it was to be. Sectors of the older sort know only whole chunks.
 const (
 	snapMagic  = 0x31534c4b // "KLS1"
-	snapMapM   = 0x31504c4b // "KLP1"
+	snapMapM   = 0x32504c4b // "KLP2"
+	snapMapOld = 0x31504c4b // "KLP1"
 	snapHeader = block.Size
 
 	mapPerSector = sectorPayload / 16
 	mapPerBlock  = mapPerSector * (block.Size / sectorSize)
 
-	mapHeld = 1 << 0 // the snapshot holds the chunk itself
+	mapHeld = 1 << 0 // in a sector of the older sort: the snapshot has all pieces of the chunk
 )
 
 func snapMapBlocks(chunks int64) int64 { return (chunks + mapPerBlock - 1) / mapPerBlock }
@@ -61,10 +62,11 @@ func decodeSnapHeader(b []byte) (period uint64, size int64, v verdict) {
 	return period, size, frameWhole
 }
 
-// mapPart is what a block of the map says: for each chunk a checksum over its sums.
+// mapPart is what a block of the map says: for each chunk which pieces the snapshot has, none if it doesn't hold the chunk, and a checksum over
+// the chunk's sums.
 type mapPart struct {
-	held  [mapPerBlock]bool
-	check [mapPerBlock]uint64
+	pieces [mapPerBlock]pieceSet
+	check  [mapPerBlock]uint64
 }
 
 // encode fills the block b, which is number index of the map.
@@ -75,9 +77,9 @@ func (p *mapPart) encode(b []byte, index int64) {
 		sec := b[s*sectorSize : (s+1)*sectorSize]
 		some := false
 		for i := range mapPerSector {
-			if k := s*mapPerSector + i; p.held[k] {
+			if k := s*mapPerSector + i; p.pieces[k] != 0 {
 				some = true
-				le.PutUint64(sec[sectorHeader+16*i:], mapHeld)
+				le.PutUint64(sec[sectorHeader+16*i:], uint64(p.pieces[k]))
 				le.PutUint64(sec[sectorHeader+16*i+8:], p.check[k])
 			}
 		}
@@ -99,7 +101,8 @@ func (p *mapPart) decode(b []byte, index int64, lost func(i int)) verdict {
 		if block.IsZero(sec) {
 			continue
 		}
-		damaged := le.Uint32(sec) != snapMapM || le.Uint64(sec[24:]) != crc64nvme.Update(crc64nvme.Checksum(sec[:24]), sec[sectorHeader:]) ||
+		magic := le.Uint32(sec)
+		damaged := magic != snapMapM && magic != snapMapOld || le.Uint64(sec[24:]) != crc64nvme.Update(crc64nvme.Checksum(sec[:24]), sec[sectorHeader:]) ||
 			le.Uint64(sec[8:]) != uint64(index)*(block.Size/sectorSize)+uint64(s)
 		if !damaged && sec[4] != formatVersion {
 			return frameNewer
@@ -110,19 +113,22 @@ func (p *mapPart) decode(b []byte, index int64, lost func(i int)) verdict {
 				lost(k)
 				continue
 			}
-			p.held[k] = le.Uint64(sec[sectorHeader+16*i:])&mapHeld != 0
+			p.pieces[k] = pieceSet(le.Uint64(sec[sectorHeader+16*i:]))
 			p.check[k] = le.Uint64(sec[sectorHeader+16*i+8:])
+			if magic == snapMapOld {
+				p.pieces[k] = allPieces * (p.pieces[k] & mapHeld)
+			}
 		}
 	}
 	return frameWhole
 }
 
-// mapChange is one chunk's new place in a snapshot's map.
+// mapChange is what a snapshot's map is to say of a chunk: that it has these pieces too or, if there are none, that it doesn't hold the chunk.
 type mapChange struct {
-	chunk int64
-	held  bool
-	check uint64
-	lost  bool // it isn't known whether it is held
+	chunk  int64
+	pieces pieceSet
+	check  uint64 // of the chunk's sums; it doesn't change while the chunk is held
+	lost   bool   // it isn't known whether it is held
 }
 
 // mapRound is changes of a map that are made durable together.
@@ -145,7 +151,7 @@ func (l *level) commit(changes []mapChange, done func(error)) {
 func (l *level) restate(done func(error)) {
 	changes := make([]mapChange, len(l.unsure))
 	for i, c := range l.unsure {
-		changes[i] = mapChange{chunk: c, held: l.held.has(c), check: l.check(c), lost: l.lost.has(c)}
+		changes[i] = mapChange{chunk: c, pieces: l.pieces(c), check: l.check(c), lost: l.lost.has(c)}
 	}
 	l.unsure = nil
 	l.commit(changes, done)
@@ -170,8 +176,7 @@ func (l *level) writeMap() {
 			parts[i] = l.part(i)
 			order = append(order, i)
 		}
-		parts[i].held[ch.chunk%mapPerBlock] = ch.held
-		parts[i].check[ch.chunk%mapPerBlock] = ch.check
+		parts[i].change(ch)
 	}
 	l.writeParts(order, parts, func(err error) {
 		if err == nil {
@@ -179,7 +184,7 @@ func (l *level) writeMap() {
 				l.parts[i] = p
 			}
 			for _, ch := range l.writing {
-				if ch.held {
+				if l.pieces(ch.chunk) != 0 {
 					l.held.add(ch.chunk)
 				} else {
 					l.held.remove(ch.chunk)
@@ -200,6 +205,21 @@ func (l *level) writeMap() {
 			l.writeMap()
 		}
 	})
+}
+
+func (p *mapPart) change(ch mapChange) {
+	k := ch.chunk % mapPerBlock
+	if ch.lost {
+		ch.pieces = 0
+	}
+	switch {
+	case ch.pieces == 0:
+		p.pieces[k], p.check[k] = 0, 0
+	case p.pieces[k] == 0:
+		p.pieces[k], p.check[k] = ch.pieces, ch.check
+	default:
+		p.pieces[k] |= ch.pieces
+	}
 }
 
 // keepLost sees to it that sectors of block i of the map that were damaged stay so while some chunk of theirs isn't known: written as it is in
@@ -228,22 +248,27 @@ func (l *level) part(i int64) *mapPart {
 	return &mapPart{}
 }
 
+// writeParts writes blocks of the map, all at once.
 func (l *level) writeParts(order []int64, parts map[int64]*mapPart, done func(error)) {
-	if len(order) == 0 {
-		done(nil)
-		return
-	}
-	buf := getMem(l.r.loop, block.Size)
-	parts[order[0]].encode(buf.b, order[0])
-	l.keepLost(buf.b, order[0])
-	op := &aio.Op{}
-	op.Done = func(_ int, err error) {
-		putMem(l.r.loop, buf)
+	left, failed := len(order)+1, error(nil)
+	wrote := func(err error) {
 		if err != nil {
-			done(fmt.Errorf("writing the map of snapshot %016x: %w", l.period, err))
-			return
+			failed = fmt.Errorf("writing the map of snapshot %016x: %w", l.period, err)
 		}
-		l.writeParts(order[1:], parts, done)
+		if left--; left == 0 {
+			done(failed)
+		}
 	}
-	l.meta.WriteSync(op, buf.b, snapHeader+order[0]*block.Size)
+	for _, i := range order {
+		buf := getMem(l.r.loop, block.Size)
+		parts[i].encode(buf.b, i)
+		l.keepLost(buf.b, i)
+		op := &aio.Op{}
+		op.Done = func(_ int, err error) {
+			putMem(l.r.loop, buf)
+			wrote(err)
+		}
+		l.meta.WriteSync(op, buf.b, snapHeader+i*block.Size)
+	}
+	wrote(nil)
 }

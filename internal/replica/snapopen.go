@@ -182,8 +182,8 @@ func (o *opening) readMap(l *level, at int64, next func()) {
 				o.failSnaps(ErrVersion)
 				return
 			}
-			for k, held := range p.held {
-				if c := lo + int64(k); held && c < l.chunks {
+			for k, pieces := range p.pieces {
+				if c := lo + int64(k); pieces != 0 && c < l.chunks {
 					l.parts[at+i] = p
 					l.held.add(c)
 				}

@@ -1,25 +1,31 @@
 package replica
 
 import (
+	"errors"
+	"fmt"
+
 	"keelson.io/keelson/internal/aio"
 	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/invariant"
 	"keelson.io/keelson/internal/wire"
 )
 
-// askSnap answers a KindSnapRead, KindSnapSums or KindSnapVerify: from the snapshot in which the chunk is found, or from the head, whose sums are
+// askSnap answers a KindSnapRead, KindSnapSums, KindSnapCheck or KindSnapVerify: from the snapshot in which the chunk is found, or from the head, whose sums are
 // taken hold of first; then what was found before is looked at again.
 func (r *Replica) askSnap(o *op) {
 	l, ok := r.snaps.view(o.req.Period, o.chunk)
 	switch {
 	case !ok:
 		r.finish(o, wire.StatusNotFound)
+	case l != nil && o.req.Kind == wire.KindSnapCheck && o.have == 0 && l.pieces(o.chunk) != allPieces:
+		r.step(o) // its sums are compared with the head's
 	case l != nil && o.req.Kind == wire.KindSnapVerify:
 		(&levelRead{r: r, o: o, l: l}).verify()
 	case l != nil:
 		(&levelRead{r: r, o: o, l: l}).begin()
 	case o.have == 0:
 		r.step(o)
-	case o.req.Kind == wire.KindSnapSums:
+	case o.req.Kind == wire.KindSnapSums, o.req.Kind == wire.KindSnapCheck:
 		r.answerSums(o)
 	case o.req.Kind == wire.KindSnapVerify:
 		r.verify(o)
@@ -45,6 +51,7 @@ type levelRead struct {
 	l    *level
 	op   aio.Op
 	sums mem
+	rest []extent // that are still to be read
 }
 
 func (q *levelRead) begin() {
@@ -56,39 +63,56 @@ func (q *levelRead) begin() {
 	q.readSums(q.gotSums)
 }
 
-// readSums reads the chunk's sums, and verifies them.
+// readSums reads the chunk's sums.
 func (q *levelRead) readSums(next func()) {
-	want := q.l.check(q.o.chunk)
 	q.sums = q.r.getBuf(sumsSize)
-	if want == 0 {
-		clear(q.sums.b)
-		q.r.loop.Post(next)
-		return
-	}
-	q.op.Done = func(n int, err error) {
+	q.l.readSums(&q.op, q.o.chunk, q.sums.b, func(err error) {
 		if err != nil {
 			q.failed(err)
 			return
 		}
-		clear(q.sums.b[n:])
-		if checkOf(q.sums.b) != want {
-			q.r.log.Error("the checksums of a snapshot's chunk are damaged", "snapshot", snapName(q.l.period), "chunk", q.o.chunk)
-			q.end(wire.StatusIOError)
+		next()
+	})
+}
+
+var errSnapSums = errors.New("the checksums of a snapshot's chunk are damaged")
+
+// readSums reads the sums of a chunk that is held to b, and verifies them.
+func (l *level) readSums(op *aio.Op, chunk int64, b []byte, done func(error)) {
+	want := l.check(chunk)
+	if want == 0 {
+		clear(b)
+		l.r.loop.Post(func() { done(nil) })
+		return
+	}
+	op.Done = func(n int, err error) {
+		if err != nil {
+			done(err)
 			return
 		}
-		next()
+		if clear(b[n:]); checkOf(b) != want {
+			err = fmt.Errorf("%w: snapshot %s, chunk %d", errSnapSums, snapName(l.period), chunk)
+		}
+		done(err)
 	}
-	q.l.sums.ReadAt(&q.op, q.sums.b, q.o.chunk*sumsSize)
+	l.sums.ReadAt(op, b, chunk*sumsSize)
 }
 
 func (q *levelRead) gotSums() {
 	o := q.o
 	req := o.req
 	if req.Kind == wire.KindSnapSums {
-		req.Sums = req.Sums[:block.PerChunk]
-		copy(rawSums(req.Sums), q.sums.b)
-		q.r.clearBehind(req.Period, o.chunk, req.Sums)
-		q.end(wire.StatusOK)
+		q.answerSums()
+		return
+	}
+	if req.Kind == wire.KindSnapCheck {
+		list, ok := q.r.snaps.where(q.l, o.chunk, allPieces, q.l.size)
+		if !ok {
+			q.end(wire.StatusIOError)
+			return
+		}
+		q.keep(list)
+		q.check()
 		return
 	}
 	from, n := o.blocks(0)
@@ -98,23 +122,116 @@ func (q *levelRead) gotSums() {
 		q.end(wire.StatusOK)
 		return
 	}
+	if req.Off+req.Length() > q.l.size {
+		clear(req.Data)
+	}
+	off := req.Off - o.chunk*block.ChunkSize
+	list, ok := q.r.snaps.where(q.l, o.chunk, piecesOf(off, req.Length()), q.l.size)
+	if !ok {
+		q.end(wire.StatusIOError)
+		return
+	}
+	q.keep(list)
+	q.readNext()
+}
+
+func (q *levelRead) keep(list []extent) {
+	for _, x := range list {
+		if x.level != nil {
+			x.level.refs++
+		}
+	}
+	q.rest = list
+}
+
+// answerSums answers with the snapshot's sums.
+func (q *levelRead) answerSums() {
+	req := q.o.req
+	req.Sums = req.Sums[:block.PerChunk]
+	copy(rawSums(req.Sums), q.sums.b)
+	q.r.clearBehind(req.Period, q.o.chunk, req.Sums)
+	q.end(wire.StatusOK)
+}
+
+// check answers with the snapshot's sums if the pieces that it hasn't itself have the same where they are found. They may not on a replica that was catching up
+// when the snapshot was taken, and lost its power then: it has to be told from one whose snapshots are right.
+func (q *levelRead) check() {
+	o := q.o
+	if len(q.rest) == 0 || invariant.Mutant("sums-prove-snapshot") {
+		q.answerSums()
+		return
+	}
+	x := q.rest[0]
+	set := piecesOf(x.off%block.ChunkSize, x.n)
+	compare := func(sums []byte) {
+		if set&^sameSums(sums, q.sums.b) != 0 {
+			q.r.log.Warn("a snapshot's chunk isn't what its checksums say", "snapshot", snapName(q.l.period), "chunk", o.chunk)
+			q.end(wire.StatusIOError)
+			return
+		}
+		q.drop()
+		q.check()
+	}
+	switch x.level {
+	case q.l:
+		q.drop()
+		q.check()
+	case nil:
+		compare(rawSums(o.ent[0].sums))
+	default:
+		buf := q.r.getBuf(sumsSize)
+		x.level.readSums(&q.op, o.chunk, buf.b, func(err error) {
+			defer q.r.putBuf(buf)
+			if err != nil {
+				q.failed(err)
+				return
+			}
+			compare(buf.b)
+		})
+	}
+}
+
+// readNext reads what the next extent has of the request.
+func (q *levelRead) readNext() {
+	req := q.o.req
+	if len(q.rest) == 0 {
+		q.compare()
+		return
+	}
+	x := q.rest[0]
+	from := max(x.off, req.Off)
+	data := req.Data[from-req.Off : min(x.off+x.n, req.Off+req.Length())-req.Off]
 	q.op.Done = func(n int, err error) {
 		if err != nil {
 			q.failed(err)
 			return
 		}
-		clear(req.Data[n:])
-		status := wire.StatusOK
-		for i, s := range req.Sums {
-			if block.Sum(req.Data[i*block.Size:(i+1)*block.Size]) != s {
-				req.Bad[i>>6] |= 1 << (i & 63)
-				status = wire.StatusBadSum
-				q.r.stats.BadBlocks++
-			}
-		}
-		q.end(status)
+		clear(data[n:])
+		q.drop()
+		q.readNext()
 	}
-	q.l.data.ReadAt(&q.op, req.Data, req.Off)
+	x.file.ReadAt(&q.op, data, from)
+}
+
+func (q *levelRead) drop() {
+	if l := q.rest[0].level; l != nil {
+		l.release()
+	}
+	q.rest = q.rest[1:]
+}
+
+// compare ends a read whose data is there.
+func (q *levelRead) compare() {
+	req := q.o.req
+	status := wire.StatusOK
+	for i, s := range req.Sums {
+		if block.Sum(req.Data[i*block.Size:(i+1)*block.Size]) != s {
+			req.Bad[i>>6] |= 1 << (i & 63)
+			status = wire.StatusBadSum
+			q.r.stats.BadBlocks++
+		}
+	}
+	q.end(status)
 }
 
 func (q *levelRead) failed(err error) {
@@ -123,6 +240,9 @@ func (q *levelRead) failed(err error) {
 }
 
 func (q *levelRead) end(status wire.Status) {
+	for len(q.rest) > 0 {
+		q.drop()
+	}
 	if q.sums.b != nil {
 		q.r.putBuf(q.sums)
 	}

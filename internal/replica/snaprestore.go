@@ -13,7 +13,7 @@ import (
 // snapSums is how many words of Sums an asker must give room for.
 func snapSums(k wire.Kind) int {
 	switch k {
-	case wire.KindSums, wire.KindSnapSums, wire.KindSnapOpen, wire.KindSnapSeal:
+	case wire.KindSums, wire.KindSnapSums, wire.KindSnapCheck, wire.KindSnapOpen, wire.KindSnapSeal:
 		return block.PerChunk
 	case wire.KindSnapLevels:
 		return wire.MaxSnaps
@@ -36,7 +36,7 @@ func (r *Replica) acceptSnap(o *op) bool {
 			return true
 		}
 		r.setSnaps(o)
-	case wire.KindSnapRead, wire.KindSnapSums, wire.KindSnapVerify:
+	case wire.KindSnapRead, wire.KindSnapSums, wire.KindSnapCheck, wire.KindSnapVerify:
 		r.askSnap(o)
 	case wire.KindSnapLevels:
 		r.answerLevels(o)
@@ -75,27 +75,40 @@ func (r *Replica) restorable(o *op) bool {
 	return false
 }
 
-// restore makes the head's chunk what a snapshot holds. The head's was preserved, and the change journaled, before.
+// restore makes the head's chunk what a snapshot holds. The head's was preserved, and the change journaled, before. What the head has still
+// is left alone.
 func (r *Replica) restore(o *op) {
 	l, _ := r.snaps.view(o.req.Sums[0], o.chunk)
 	q := &levelRead{r: r, o: o, l: l}
 	l.refs++
 	q.readSums(func() {
+		list, ok := r.snaps.where(l, o.chunk, allPieces, o.req.Off+o.req.Len)
+		if !ok {
+			q.end(wire.StatusIOError)
+			return
+		}
 		o.sums = make([]uint64, block.PerChunk)
 		copy(rawSums(o.sums), q.sums.b)
 		r.putBuf(q.sums)
-		o.io.Done = func(n int, err error) {
-			o.io.Done = o.ioDone
-			l.release()
-			o.ioDone(n, err)
-		}
-		off, n := o.req.Off, o.req.Len
-		if l.check(o.chunk) == 0 {
-			r.files.head.Punch(&o.io, off, n)
-			return
-		}
-		r.files.head.Clone(&o.io, l.data, off, n)
+		l.release()
+		r.move(restored(list, o), r.files.head, func(err error) { o.ioDone(0, err) })
 	})
+}
+
+// restored is what of the list concerns the request, and isn't in the head; pieces of zeros become holes.
+func restored(list []extent, o *op) (out []extent) {
+	zero := zeroPieces(o.sums)
+	for _, x := range list {
+		if x.level == nil {
+			continue
+		}
+		in := piecesOf(x.off%block.ChunkSize, x.n)
+		hole := x
+		hole.zero = true
+		out = (in & zero).extents(out, hole, o.chunk, x.off+x.n)
+		out = (in &^ zero).extents(out, x, o.chunk, x.off+x.n)
+	}
+	return out
 }
 
 // cloning makes a new replica from a snapshot, chunk by chunk. What the snapshot has in the head is preserved first, so
@@ -157,17 +170,20 @@ func (c *cloning) next() {
 	for ; c.chunk < c.l.chunks; c.chunk++ {
 		l, _ := c.r.snaps.view(c.l.period, c.chunk)
 		switch {
+		case l == nil && c.r.gens[c.chunk] == 0 && !c.r.suspect.has(c.chunk):
+			continue
 		case l != nil && l.lost.has(c.chunk):
 			c.end(errLostChunk)
 			return
-		case l != nil && l.check(c.chunk) != 0:
-			c.share(l)
-			return
-		case l == nil && (c.r.gens[c.chunk] != 0 || c.r.suspect.has(c.chunk)):
+		case l != nil && l.check(c.chunk) == 0:
+			continue
+		case l == nil || c.inHead() != 0:
 			c.o.chunk, c.o.n = c.chunk, 1
 			c.r.step(c.o)
 			return
 		}
+		c.share(l)
+		return
 	}
 	c.write()
 }
@@ -181,12 +197,17 @@ func (c *cloning) held() {
 		r.cache.release(e)
 	}
 	newest := r.snaps.newest()
-	if l, _ := r.snaps.view(c.l.period, c.chunk); l != nil || newest == nil {
+	want := c.inHead()
+	if want == 0 || newest == nil {
 		release()
 		c.next()
 		return
 	}
-	r.snaps.keep.add(newest, c.chunk, o.ent[0].sums, func(err error) {
+	r.snaps.settle.marked = true
+	r.snaps.keep.add(&preserving{l: newest, chunk: c.chunk, want: want, share: true}, o.ent[0].sums, func(other pieceSet, err error) {
+		if other != 0 {
+			err = errLostChunk
+		}
 		release()
 		if err != nil {
 			c.end(err)
@@ -194,6 +215,17 @@ func (c *cloning) held() {
 		}
 		c.next()
 	})
+}
+
+// inHead returns the pieces of the chunk that the snapshot has in the head.
+func (c *cloning) inHead() (want pieceSet) {
+	list, _ := c.r.snaps.where(c.l, c.chunk, allPieces, c.l.size)
+	for _, x := range list {
+		if x.level == nil {
+			want |= piecesOf(x.off%block.ChunkSize, x.n)
+		}
+	}
+	return want
 }
 
 // newest returns the newest snapshot that stays.
@@ -206,18 +238,33 @@ func (s *snapshots) newest() *level {
 	return nil
 }
 
-// share gives the clone one chunk.
+// share gives the clone one chunk, of which the snapshot l says what it is; all of it is in snapshots, where nothing changes.
 func (c *cloning) share(l *level) {
+	list, ok := c.r.snaps.where(l, c.chunk, allPieces, c.l.size)
+	if !ok {
+		c.end(errLostChunk)
+		return
+	}
+	for i := range list {
+		list[i].share = true
+	}
 	c.checks[c.chunk] = l.check(c.chunk)
 	l.refs++
-	copyChunk(l, c.files.head, c.files.sums, c.chunk, func(err error) {
-		l.release()
+	c.r.move(list, c.files.head, func(err error) {
 		if err != nil {
+			l.release()
 			c.end(err)
 			return
 		}
-		c.chunk++
-		c.next()
+		l.copySums(c.files.sums, c.chunk, func(err error) {
+			l.release()
+			if err != nil {
+				c.end(err)
+				return
+			}
+			c.chunk++
+			c.next()
+		})
 	})
 }
 

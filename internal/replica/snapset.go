@@ -13,8 +13,10 @@ import (
 	"keelson.io/keelson/internal/wire"
 )
 
-// unlinkRetry is how long a deletion waits for what is on its way into the snapshot.
-const unlinkRetry = time.Millisecond
+const (
+	unlinkRetry = time.Millisecond // how long a deletion waits for what is on its way into the snapshot
+	handoverMax = 64               // chunks that are handed over together
+)
 
 // setting makes the replica's snapshots those that a KindSnaps names, one after the other: first it makes the missing ones, then
 // it deletes the others. Every step can be repeated after a crash.
@@ -223,7 +225,7 @@ func (s *setting) remove(l *level) {
 	}
 	var list []int64
 	for c := l.held.next(0); c >= 0; c = l.held.next(c + 1) {
-		if !older.holds(c) {
+		if l.handsDown(older, c) != 0 {
 			list = append(list, c)
 		}
 	}
@@ -266,7 +268,7 @@ type handover struct {
 	s        *setting
 	from, to *level
 	list     []int64
-	batch    []int64
+	changes  []mapChange // of those under way
 	left     int
 	err      error
 }
@@ -276,11 +278,15 @@ func (h *handover) next() {
 		h.s.unlink(h.from)
 		return
 	}
-	n := min(len(h.list), preserveMax)
-	h.batch, h.list = h.list[:n], h.list[n:]
+	n := min(len(h.list), handoverMax)
+	batch := h.list[:n]
+	h.changes, h.list = nil, h.list[n:]
 	h.left, h.err = n, nil
-	for _, chunk := range h.batch {
-		copyChunk(h.from, h.to.data, h.to.sums, chunk, func(err error) {
+	for _, chunk := range batch {
+		h.from.handDown(h.to, chunk, func(change mapChange, err error) {
+			if change.pieces != 0 {
+				h.changes = append(h.changes, change)
+			}
 			if h.err == nil {
 				h.err = err
 			}
@@ -289,6 +295,64 @@ func (h *handover) next() {
 			}
 		})
 	}
+}
+
+// handsDown returns the pieces of a chunk that an older snapshot finds in l. It lacks them, or the whole chunk.
+func (l *level) handsDown(older *level, chunk int64) pieceSet {
+	if chunk >= older.chunks || older.lost.has(chunk) {
+		return 0
+	}
+	return l.pieces(chunk) &^ older.pieces(chunk)
+}
+
+// handDown brings what an older snapshot finds in l of a chunk to its own files, and calls done with what its map has to say when these are synced. If the older
+// one holds the chunk, with other sums, it doesn't find there what it had.
+func (l *level) handDown(older *level, chunk int64, done func(mapChange, error)) {
+	change := mapChange{chunk: chunk, pieces: l.handsDown(older, chunk), check: l.check(chunk)}
+	move := func(then func(error)) {
+		list := change.pieces.extents(nil, extent{file: l.data, level: l, share: true, zero: change.check == 0}, chunk, older.size)
+		l.r.move(list, older.data, then)
+	}
+	if !older.holds(chunk) {
+		move(func(err error) {
+			if err != nil || change.check == 0 {
+				done(change, err)
+				return
+			}
+			l.copySums(older.sums, chunk, func(err error) { done(change, err) })
+		})
+		return
+	}
+	op, mine, theirs := &aio.Op{}, l.r.getBuf(sumsSize), l.r.getBuf(sumsSize)
+	l.readSums(op, chunk, mine.b, func(err error) {
+		older.readSums(op, chunk, theirs.b, func(err2 error) {
+			if err == nil && err2 == nil {
+				change.pieces &= sameSums(mine.b, theirs.b)
+			}
+			l.r.putBuf(mine)
+			l.r.putBuf(theirs)
+			move(func(err error) { done(change, err) })
+		})
+	})
+}
+
+// copySums copies the sums of a chunk that l holds and that isn't all zeros. They aren't verified: if they are damaged they stay so, and may be mended there.
+func (l *level) copySums(to aio.File, chunk int64, done func(error)) {
+	op, buf := &aio.Op{}, l.r.getBuf(sumsSize)
+	op.Done = func(n int, err error) {
+		end := func(_ int, err error) {
+			l.r.putBuf(buf)
+			done(err)
+		}
+		if err != nil {
+			end(0, err)
+			return
+		}
+		clear(buf.b[n:])
+		op.Done = end
+		to.WriteAt(op, buf.b, chunk*sumsSize)
+	}
+	l.sums.ReadAt(op, buf.b, chunk*sumsSize)
 }
 
 func (h *handover) sync() {
@@ -308,51 +372,8 @@ func (h *handover) sync() {
 			done(err)
 			return
 		}
-		changes := make([]mapChange, len(h.batch))
-		for i, c := range h.batch {
-			changes[i] = mapChange{chunk: c, held: true, check: h.from.check(c)}
-		}
-		h.to.commit(changes, func(err error) {
-			if err == nil {
-				for _, c := range h.batch {
-					h.s.r.snaps.apart.handedOver(h.from, h.to, c)
-				}
-			}
-			done(err)
-		})
+		h.to.commit(h.changes, done)
 	})
-}
-
-// copyChunk shares a chunk that l holds with the file data of another snapshot or replica, and copies its sums. Nothing is synced.
-func copyChunk(l *level, data, sums aio.File, chunk int64, done func(error)) {
-	if l.check(chunk) == 0 {
-		l.r.loop.Post(func() { done(nil) })
-		return
-	}
-	off, n := l.span(chunk)
-	op := &aio.Op{}
-	op.Done = func(_ int, err error) {
-		if err != nil {
-			done(err)
-			return
-		}
-		buf := l.r.getBuf(sumsSize)
-		op.Done = func(got int, err error) {
-			if err != nil {
-				l.r.putBuf(buf)
-				done(err)
-				return
-			}
-			clear(buf.b[got:])
-			op.Done = func(_ int, err error) {
-				l.r.putBuf(buf)
-				done(err)
-			}
-			sums.WriteAt(op, buf.b, chunk*sumsSize)
-		}
-		l.sums.ReadAt(op, buf.b, chunk*sumsSize)
-	}
-	data.Clone(op, l.data, off, n)
 }
 
 // unlink takes the snapshot out, waits until nobody reads it, and gives its space back.
@@ -385,22 +406,11 @@ func (s *setting) unlink(l *level) {
 			}
 			r.log.Info("snapshot deleted", "snapshot", snapName(l.period))
 			if len(r.snaps.levels) == 0 {
-				r.snaps.apart.emptied()
+				r.snaps.settle.begin()
 			}
 			s.next()
 		})
 	}
 	l.refs++
 	l.release()
-}
-
-func (p *preserver) uses(l *level) bool {
-	for _, list := range [][]*preserving{p.now, p.queue} {
-		for _, w := range list {
-			if w.l == l {
-				return true
-			}
-		}
-	}
-	return false
 }

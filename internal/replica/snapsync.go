@@ -3,6 +3,7 @@ package replica
 import (
 	"keelson.io/keelson/internal/aio"
 	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/invariant"
 	"keelson.io/keelson/internal/wire"
 )
 
@@ -39,15 +40,56 @@ func (r *Replica) dropChunk(o *op) {
 	})
 }
 
-// forget ends that the snapshot holds a chunk, before its data is replaced.
+// forget ends that the snapshot holds a chunk, before its data is replaced. What an older one that holds the chunk too finds here of it, is handed
+// down to it: that stays what it is.
 func (l *level) forget(chunk int64, done func(error)) {
-	l.r.snaps.apart.cancel(l, chunk, func() {
-		if !l.holds(chunk) {
-			l.r.loop.Post(func() { done(nil) })
+	older := l.r.snaps.olderHolder(l, chunk)
+	switch {
+	case !l.holds(chunk):
+		l.r.loop.Post(func() { done(nil) })
+		return
+	case older == nil || l.lost.has(chunk) || l.handsDown(older, chunk) == 0 || invariant.Mutant("forgotten-not-handed-down"):
+		l.drop(chunk, done)(nil)
+		return
+	}
+	l.handDown(older, chunk, func(change mapChange, err error) {
+		if err != nil {
+			done(err)
+			return
+		}
+		syncFiles(&aio.Op{}, []aio.File{older.data}, func(err error) {
+			if err != nil {
+				done(err)
+				return
+			}
+			if change.pieces == 0 {
+				l.drop(chunk, done)(nil)
+				return
+			}
+			older.commit([]mapChange{change}, l.drop(chunk, done))
+		})
+	})
+}
+
+// drop has the map say that the chunk isn't held.
+func (l *level) drop(chunk int64, done func(error)) func(error) {
+	return func(err error) {
+		if err != nil {
+			done(err)
 			return
 		}
 		l.commit([]mapChange{{chunk: chunk}}, done)
-	})
+	}
+}
+
+// olderHolder returns the next older snapshot than l that is known to hold the chunk; nil if none is.
+func (s *snapshots) olderHolder(l *level, chunk int64) (older *level) {
+	for _, o := range s.levels {
+		if o.period < l.period && o.held.has(chunk) && !o.lost.has(chunk) {
+			older = o
+		}
+	}
+	return older
 }
 
 // openChunk answers a KindSnapOpen, with the sums of the head's chunk held: that may be what is copied.
@@ -65,37 +107,35 @@ func (r *Replica) openChunk(o *op) {
 		o.req.Sums = o.req.Sums[:block.PerChunk]
 		if base == nil {
 			copy(o.req.Sums, o.ent[0].sums)
-			r.baseChunk(o, l, r.files.head, func() {})
-			return
-		}
-		if base.lost.has(o.chunk) {
-			r.finish(o, wire.StatusIOError)
+			r.baseChunk(o, l, allPieces.extents(nil, extent{file: r.files.head}, o.chunk, l.size))
 			return
 		}
 		q := &levelRead{r: r, o: o, l: base}
 		base.refs++
 		q.readSums(func() {
+			list, ok := r.snaps.where(base, o.chunk, allPieces, l.size)
+			if !ok {
+				q.end(wire.StatusIOError)
+				return
+			}
+			for i := range list {
+				list[i].share = list[i].level != nil
+			}
 			copy(rawSums(o.req.Sums), q.sums.b)
 			r.putBuf(q.sums)
-			r.baseChunk(o, l, base.data, base.release)
+			base.release()
+			r.baseChunk(o, l, list)
 		})
 	})
 }
 
-// baseChunk gives the snapshot's chunk the data of f, and then calls release.
-func (r *Replica) baseChunk(o *op, l *level, f aio.File, release func()) {
-	off, n := l.span(o.chunk)
-	o.io.Done = func(_ int, err error) {
-		o.io.Done = o.ioDone
-		release()
-		r.finish(o, statusOf(err))
-	}
+// baseChunk gives the snapshot's chunk the data of what the list says.
+func (r *Replica) baseChunk(o *op, l *level, list []extent) {
 	r.clearBehind(l.period, o.chunk, o.req.Sums)
 	if block.IsZero(rawSums(o.req.Sums)) {
-		l.data.Punch(&o.io, off, n)
-		return
+		list = allPieces.extents(nil, extent{zero: true}, o.chunk, l.size)
 	}
-	l.data.Clone(&o.io, f, off, n)
+	r.move(list, l.data, func(err error) { r.finish(o, statusOf(err)) })
 }
 
 // writeChunk answers a KindSnapWrite.
@@ -169,13 +209,16 @@ func (s *sealing) wrote(_ int, err error) {
 		s.end(err)
 		return
 	}
-	check := checkOf(s.buf.b)
+	check, pieces := checkOf(s.buf.b), allPieces
+	if s.l.held.has(s.o.chunk) && !s.l.lost.has(s.o.chunk) {
+		pieces = s.l.pieces(s.o.chunk)
+	}
 	syncFiles(&s.op, []aio.File{s.l.data, s.l.sums}, func(err error) {
 		if err != nil {
 			s.end(err)
 			return
 		}
-		s.l.commit([]mapChange{{chunk: s.o.chunk, held: true, check: check}}, s.end)
+		s.l.commit([]mapChange{{chunk: s.o.chunk, pieces: pieces, check: check}}, s.end)
 	})
 }
 

@@ -4,10 +4,12 @@ import (
 	"slices"
 
 	"keelson.io/keelson/internal/aio"
+	"keelson.io/keelson/internal/block"
 	"keelson.io/keelson/internal/wire"
 )
 
-// verify answers a KindSnapVerify about a chunk that the snapshot of q holds.
+// verify answers a KindSnapVerify about a chunk that the snapshot of q holds: its sums, and the pieces that it has itself. The others are verified
+// where they are.
 func (q *levelRead) verify() {
 	q.l.refs++
 	if q.l.lost.has(q.o.chunk) {
@@ -22,7 +24,7 @@ func (q *levelRead) verify() {
 		}
 		from, n := q.o.blocks(0)
 		copy(rawSums(q.o.req.Sums), q.sums.b[from*8:(from+n)*8])
-		q.r.compare(q.o, q.l.data, q.end)
+		q.r.compare(q.o, q.l.data, q.l.pieces(q.o.chunk), q.end)
 	})
 }
 
@@ -31,13 +33,14 @@ func (l *level) has(chunk int64, sums []uint64) bool {
 	return l.held.has(chunk) && !l.lost.has(chunk) && checkOf(rawSums(sums)) == l.check(chunk)
 }
 
-// mendChunk answers a KindSnapMend. What is about to be written anew for the sake of speed must be over: it may have read what is damaged.
+// mendChunk answers a KindSnapMend, about pieces that the snapshot has itself.
 func (r *Replica) mendChunk(o *op) {
 	l := r.own(o)
 	if l == nil {
 		return
 	}
-	if !l.held.has(o.chunk) || l.lost.has(o.chunk) || o.req.Off+o.req.Length() > l.size {
+	n := o.req.Length()
+	if l.lost.has(o.chunk) || o.req.Off+n > l.size || piecesOf(o.req.Off%block.ChunkSize, n)&^l.pieces(o.chunk) != 0 {
 		r.finish(o, wire.StatusBadRequest)
 		return
 	}
@@ -51,21 +54,19 @@ func (r *Replica) mendChunk(o *op) {
 			q.end(wire.StatusBadRequest)
 			return
 		}
-		r.snaps.apart.cancel(l, o.chunk, func() {
-			q.op.Done = func(_ int, err error) {
+		q.op.Done = func(_ int, err error) {
+			if err != nil {
+				q.failed(err)
+				return
+			}
+			syncFiles(&q.op, []aio.File{l.data}, func(err error) {
 				if err != nil {
 					q.failed(err)
 					return
 				}
-				syncFiles(&q.op, []aio.File{l.data}, func(err error) {
-					if err != nil {
-						q.failed(err)
-						return
-					}
-					q.end(wire.StatusOK)
-				})
-			}
-			l.data.WriteAt(&q.op, o.req.Data, o.req.Off)
-		})
+				q.end(wire.StatusOK)
+			})
+		}
+		l.data.WriteAt(&q.op, o.req.Data, o.req.Off)
 	})
 }

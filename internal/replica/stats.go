@@ -23,8 +23,7 @@ type Stats struct {
 	SumsWrites    uint64
 	Syncs         uint64 // of the head
 	Checkpoints   uint64
-	Preserved     uint64 // chunks shared with a snapshot before they were changed
-	Unshared      uint64 // of those, chunks of which the snapshot has a copy of its own since
+	Preserved     uint64 // pieces of chunks that snapshots got before they were changed
 	Settled       uint64 // how often the head was settled, as it shared nothing any more
 
 	Fence      uint64

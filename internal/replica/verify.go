@@ -11,6 +11,7 @@ type verifying struct {
 	r    *Replica
 	o    *op
 	file aio.File
+	have pieceSet // of the chunk; the others aren't looked at
 	done func(wire.Status)
 	op   aio.Op
 	buf  mem
@@ -27,21 +28,31 @@ func (r *Replica) verify(o *op) {
 	from, n := o.blocks(0)
 	copy(req.Sums, e.sums[from:from+n])
 	o.issued = true
-	r.compare(o, r.files.head, func(status wire.Status) {
+	r.compare(o, r.files.head, allPieces, func(status wire.Status) {
 		r.finish(o, status)
 		r.cache.demote(e)
 	})
 }
 
-// compare calls done when every block of the request was compared; those that aren't intact are in its Bad.
-func (r *Replica) compare(o *op, file aio.File, done func(wire.Status)) {
-	v := &verifying{r: r, o: o, file: file, done: done, buf: r.getBuf(int(o.req.Len))}
+// compare calls done when every block of the request that is in a piece of have was compared; those that aren't intact are in its Bad.
+func (r *Replica) compare(o *op, file aio.File, have pieceSet, done func(wire.Status)) {
+	v := &verifying{r: r, o: o, file: file, have: have, done: done, buf: r.getBuf(int(o.req.Len))}
 	v.op.Done = v.read
 	v.more()
 }
 
 func (v *verifying) more() {
-	v.n = v.o.req.Len - v.at
+	in := v.o.req.Off - v.o.chunk*block.ChunkSize // of the chunk
+	for v.at < v.o.req.Len && v.have&piecesOf(in+v.at, 1) == 0 {
+		v.at = min((in+v.at)/pieceSize*pieceSize+pieceSize-in, v.o.req.Len)
+	}
+	if v.at == v.o.req.Len {
+		v.end()
+		return
+	}
+	first := (in + v.at) / pieceSize
+	_, run := (v.have >> first).run()
+	v.n = min(v.o.req.Len, first*pieceSize+run-in) - v.at
 	if v.at < v.careful {
 		v.n = block.Size
 	}
@@ -69,12 +80,13 @@ func (v *verifying) read(n int, err error) {
 			}
 		}
 	}
-	if v.at += v.n; v.at < v.o.req.Len {
-		v.more()
-		return
-	}
+	v.r.stats.Verified += uint64(v.n)
+	v.at += v.n
+	v.more()
+}
+
+func (v *verifying) end() {
 	v.r.putBuf(v.buf)
-	v.r.stats.Verified += uint64(v.o.req.Len)
 	v.done(v.status)
 }
 

@@ -11,21 +11,35 @@ import (
 	"keelson.io/keelson/internal/spec"
 )
 
-// take has a snapshot taken and returns its period.
-func (c *cluster) take(name string) uint64 {
+// ask has a snapshot taken, some time.
+func (c *cluster) ask(name string) {
 	c.t.Helper()
 	c.change(func(v *spec.Volume) {
 		if err := v.AddSnapshot(spec.Snapshot{ID: name, Name: name}, 0); err != nil {
 			c.t.Fatal(err)
 		}
 	})
-	c.until("snapshot "+name, func() bool { return c.rec.SnapshotByName(name).State == spec.SnapshotReady })
+}
+
+// ready reports whether a snapshot is there.
+func (c *cluster) ready(name string) func() bool {
+	return func() bool { return c.rec.SnapshotByName(name).State == spec.SnapshotReady }
+}
+
+// take has a snapshot taken and returns its period.
+func (c *cluster) take(name string) uint64 {
+	c.t.Helper()
+	c.ask(name)
+	c.until("snapshot "+name, c.ready(name))
 	return c.rec.SnapshotByName(name).Period
 }
 
+// snaps is where column 0's snapshots are.
+func (n *node) snaps() string { return fmt.Sprintf("/pool/%016x/snaps", int(n.name[1]-'0')) }
+
 // level is a file of a snapshot of column 0.
 func (n *node) level(period uint64, file string) string {
-	return fmt.Sprintf("/pool/%016x/snaps/%016x/%s", int(n.name[1]-'0'), period, file)
+	return fmt.Sprintf("%s/%016x/%s", n.snaps(), period, file)
 }
 
 // keeps checks that the copies of a snapshot hold the same, in chunks that they hold themselves.

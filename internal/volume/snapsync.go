@@ -195,7 +195,7 @@ func (l *levelSync) levelNext() {
 			l.replace(p)
 			return
 		}
-		to := &wire.Request{Kind: wire.KindSnapSums, Period: p, Sums: make([]uint64, block.PerChunk)}
+		to := &wire.Request{Kind: wire.KindSnapCheck, Period: p, Sums: make([]uint64, block.PerChunk)}
 		l.ask(l.m, to, func(*wire.Request) {
 			if to.Status == wire.StatusOK && slices.Equal(to.Sums, l.sums) {
 				l.want = l.want[1:]

@@ -105,7 +105,7 @@ func (n *node) start(create bool) {
 			}
 			open++
 			if create {
-				n.loop.Work(func() { n.loop.FS().MkdirAll("/pool") }, func() {
+				n.loop.Work(func() { n.loop.FS().MkdirAll("/pool"); n.loop.FS().SyncDir("/") }, func() {
 					replica.Create(cfg, replica.Desc{Cluster: "c", Volume: n.c.rec.ID, Name: "pg", Replica: id, Column: ci,
 						Columns: n.c.rec.Columns, Size: spec.ColumnSize(size, n.c.rec.Columns)}, done)
 				})

@@ -32,7 +32,7 @@ func AppendAnswer(dst []byte, id uint64, r *Request) (frame []byte, withData boo
 	dst[start+8] = byte(r.Status)
 	good := r.Status == StatusOK || r.Status == StatusBadSum
 	switch r.Kind {
-	case KindRead, KindSums, KindGens, KindVerify, KindSnapRead, KindSnapSums, KindSnapLevels, KindSnapOpen, KindSnapUsage, KindSnapVerify:
+	case KindRead, KindSums, KindGens, KindVerify, KindSnapRead, KindSnapSums, KindSnapCheck, KindSnapLevels, KindSnapOpen, KindSnapUsage, KindSnapVerify:
 		if good {
 			dst = appendSums(dst, r.Sums)
 		}

@@ -262,7 +262,7 @@ func (f *Frame) maxSums() int64 {
 	switch f.Kind {
 	case KindRead, KindVerify, KindSnapRead, KindSnapVerify:
 		return f.Len / block.Size
-	case KindSums, KindSnapSums, KindSnapOpen:
+	case KindSums, KindSnapSums, KindSnapCheck, KindSnapOpen:
 		return block.PerChunk
 	case KindSnapLevels:
 		return MaxSnaps

@@ -98,6 +98,9 @@ const (
 	// KindSnapMend writes Data in place into a chunk that the snapshot Period holds itself, durably. Sums must be the sums that it has
 	// there: so whatever interrupts it, the snapshot has what it had, or what it should have.
 	KindSnapMend
+	// KindSnapCheck is KindSnapSums, asked of a replica that may have lost what it was sent: StatusIOError if what the snapshot's chunk finds in newer
+	// snapshots or the head doesn't have, by the sums there, the sums that the snapshot says.
+	KindSnapCheck
 )
 
 // MaxSnaps is how many snapshots a replica has at most.
@@ -119,11 +122,11 @@ var kindNames = [...]string{
 	KindSnapRead: "snapshot read", KindSnapWrite: "snapshot write", KindSnapSums: "snapshot sums", KindSnapLevels: "snapshot levels",
 	KindSnapOpen: "snapshot open", KindSnapSeal: "snapshot seal", KindSnapDrop: "snapshot drop", KindRestore: "restore",
 	KindClone: "clone", KindSnapUsage: "snapshot usage",
-	KindSnapVerify: "snapshot verify", KindSnapMend: "snapshot mend",
+	KindSnapVerify: "snapshot verify", KindSnapMend: "snapshot mend", KindSnapCheck: "snapshot check",
 }
 
 // Valid reports whether k is a kind that this version knows.
-func (k Kind) Valid() bool { return k >= KindFence && k <= KindSnapMend }
+func (k Kind) Valid() bool { return k >= KindFence && k <= KindSnapCheck }
 
 // String returns the kind's name, as used in logs and metrics.
 func (k Kind) String() string {

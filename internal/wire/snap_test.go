@@ -16,7 +16,7 @@ func TestSnapshotRequests(t *testing.T) {
 	for _, r := range []*Request{
 		{Kind: KindSnaps, Sums: []uint64{1, 4096, 2, 8192}},
 		{Kind: KindSnaps},
-		{Kind: KindSnapSums, Period: 7}, {Kind: KindSnapLevels}, {Kind: KindSnapOpen, Period: 7}, {Kind: KindSnapDrop, Period: 7}, {Kind: KindSnapUsage},
+		{Kind: KindSnapSums, Period: 7}, {Kind: KindSnapCheck, Period: 7}, {Kind: KindSnapLevels}, {Kind: KindSnapOpen, Period: 7}, {Kind: KindSnapDrop, Period: 7}, {Kind: KindSnapUsage},
 		{Kind: KindSnapSeal, Period: 7, Sums: many},
 		{Kind: KindRestore, Len: block.ChunkSize, Sums: []uint64{7}},
 		{Kind: KindClone, Period: 7, Text: []byte("{}")},

@@ -68,8 +68,8 @@ func (b *bench) snapshot(ctx context.Context, args ...string) error {
 	return err
 }
 
-// unshared waits until the engines of both copies have taken apart what they are going to.
-func (b *bench) unshared(ctx context.Context) (took time.Duration, err error) {
+// preserved waits until the engines of both copies have preserved what they are going to.
+func (b *bench) preserved(ctx context.Context) (took time.Duration, err error) {
 	began, changed := time.Now(), time.Now()
 	last := int64(-1)
 	for time.Since(changed) < 1500*time.Millisecond && time.Since(began) < time.Minute {
@@ -79,7 +79,7 @@ func (b *bench) unshared(ctx context.Context) (took time.Duration, err error) {
 			if err != nil {
 				return 0, err
 			}
-			sum += c["chunks_preserved"] + c["chunks_unshared"]
+			sum += c["pieces_preserved"]
 		}
 		if sum != last {
 			last, changed = sum, time.Now()
@@ -187,7 +187,7 @@ func (b *bench) overwriteAfter(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		took, err := b.unshared(ctx)
+		took, err := b.preserved(ctx)
 		if err != nil {
 			return err
 		}
@@ -200,7 +200,7 @@ func (b *bench) overwriteAfter(ctx context.Context) error {
 		for k := range after {
 			line += fmt.Sprintf(" %.2f", s.mean(cut.Add(time.Duration(k)*time.Second), cut.Add(time.Duration(k+1)*time.Second))/base)
 		}
-		b.report.note("overwriting %s after a snapshot, second by second:%s of %.0f/s; taken apart %.1f s later", b.mode.size, line, base, took.Seconds())
+		b.report.note("overwriting %s after a snapshot, second by second:%s of %.0f/s; the last piece is preserved %.1f s later", b.mode.size, line, base, took.Seconds())
 		if err := b.snapshot(ctx, "delete", "over", "s"); err != nil {
 			return err
 		}
@@ -294,7 +294,7 @@ func (b *bench) readHead(ctx context.Context) error {
 			return err
 		}
 	}
-	if _, err := b.unshared(ctx); err != nil {
+	if _, err := b.preserved(ctx); err != nil {
 		return err
 	}
 	many, err := read()
@@ -359,7 +359,7 @@ func (b *bench) deleteMiddle(ctx context.Context) error {
 	if err := write(2*region, 2*region); err != nil {
 		return err
 	}
-	if _, err := b.unshared(ctx); err != nil {
+	if _, err := b.preserved(ctx); err != nil {
 		return err
 	}
 	sums := map[string]string{}

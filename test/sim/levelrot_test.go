@@ -1,7 +1,6 @@
 package sim_test
 
 import (
-	"encoding/binary"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -48,14 +47,10 @@ func (s *snapsOf) rot() {
 	}
 }
 
-// heldIn reports whether a copy's snapshot holds a chunk itself.
+// heldIn reports whether a copy's snapshot has what is at off itself.
 func (k *replicaCopy) heldIn(period uint64, off int64) bool {
-	chunk := off / block.ChunkSize
-	page := k.n.sn.Disk().Page(fmt.Sprintf("%s/snaps/%016x/meta", k.dir, period), block.Size+chunk/240*block.Size, false)
-	if len(page) == 0 {
-		return false
-	}
-	return binary.LittleEndian.Uint64(page[chunk%240/30*512:][32+chunk%30*16:])&1 != 0
+	pieces, _ := k.mapEntry(period, off/block.ChunkSize)
+	return pieces>>(off%block.ChunkSize/(64<<10))&1 != 0
 }
 
 // mended checks that every copy of every snapshot is what it was, also where bits were flipped, after a scrub that left nothing.

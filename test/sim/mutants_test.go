@@ -100,6 +100,10 @@ var mutants = []mutant{
 
 	// Snapshots.
 	{name: "nothing-preserved", test: "TestSnapshots", rule: "32", breaks: "chunks are changed without being preserved"},
+	{name: "chunk-preserved-once", test: "TestSnapshotsAgainstModel", dir: "../../internal/replica", rule: "32", breaks: "of a chunk that a snapshot holds no further piece is preserved"},
+	{name: "sums-of-later-content", test: "TestSnapshotsAgainstModel", dir: "../../internal/replica", rule: "32", breaks: "a chunk that a newer snapshot holds is held by an older one with the head's checksums"},
+	{name: "sums-prove-snapshot", from: 700017, rule: "37", breaks: "what a snapshot finds in newer ones or the head isn't compared when a member catches up"},
+	{name: "forgotten-not-handed-down", test: "TestForgottenChunkIsHandedDown", dir: "../../internal/replica", rule: "37", breaks: "what an older snapshot finds in a chunk that is made equal isn't handed to it before"},
 	{name: "preserve-in-own-period", test: "TestSnapshotsAgainstModel", dir: "../../internal/replica", rule: "32", breaks: "a change of a period that the snapshot has preserves the chunk in it"},
 	{name: "given-up-snapshot-forgotten", test: "TestSnapshotsAgainstModel", dir: "../../internal/replica", rule: "32", breaks: "a chunk that a snapshot which was given up holds is preserved in an older one again"},
 	{name: "preserve-not-synced", test: "TestSnapshotsAgainstModel", dir: "../../internal/replica", rule: "32", breaks: "a chunk is changed before its preserved copy is durable"},
@@ -107,8 +111,8 @@ var mutants = []mutant{
 	{name: "lost-snapshot-made-anew", test: "TestLostSnapshotIsRefused", dir: "../../internal/replica", rule: "35", breaks: "a snapshot that is missing is made anew, empty"},
 	{name: "snapshot-without-drain", test: "TestSnapshots", rule: "33", breaks: "the cut doesn't wait for changes under way"},
 	{name: "group-cut-after-freeze", test: "TestGroups", rule: "38", breaks: "a volume is cut for a group although changes go on since its freeze ended"},
-	{name: "period-of-two-sizes", test: "TestGroups", rule: "39", breaks: "a period that was given up is made a snapshot after the volume has grown"},
-	{name: "grow-within-snapshot", test: "TestGroups", rule: "39", breaks: "a volume grows between the making of an empty snapshot and its cut"},
+	{name: "period-of-two-sizes", test: "TestGivenUpSnapshotHasOneSize", dir: "../../internal/volume", rule: "39", breaks: "a period that was given up is made a snapshot after the volume has grown"},
+	{name: "grow-within-snapshot", test: "TestGrowthWaitsForTheCut", dir: "../../internal/volume", rule: "39", breaks: "a volume grows between the making of an empty snapshot and its cut"},
 	{name: "restore-not-durable", test: "TestSnapshots", rule: "34", breaks: "a volume is recorded as restored before that is durable"},
 	{name: "snapshot-without-checkpoint", test: "TestSnapshots", rule: "34", breaks: "a snapshot is recorded before what it has is durable"},
 	{name: "snapshot-unreconciled", test: "TestSnapshots", rule: "33", breaks: "a snapshot is taken while chunks aren't reconciled",
@@ -116,7 +120,7 @@ var mutants = []mutant{
 	{name: "resync-ignores-snapshots", test: "TestSnapshots", rule: "37", breaks: "what the snapshots have of a chunk isn't made equal"},
 	{name: "levels-by-record", from: 101953, rule: "37", breaks: "a member drops its chunk of a snapshot that is to be deleted, before the source has handed its own to an older one"},
 	{name: "failed-map-forgotten", from: 119058, rule: "37", breaks: "a snapshot's map that couldn't be written isn't written again before the member is in sync"},
-	{name: "levels-after-resync", from: 118280, rule: "37", breaks: "a resync that was stopped goes on with a snapshot's chunk in the member's next session"},
+	{name: "levels-after-resync", test: "TestStoppedResyncSealsNothing", dir: "../../internal/volume", rule: "37", breaks: "a resync that was stopped goes on with a snapshot's chunk in the member's next session"},
 	{name: "resync-lists-too-early", test: "TestSnapshots", rule: "37", breaks: "gens are asked for before the changes that the member was sent have ended",
 		explained: "a change that is at the member and not yet at the source, for as long as the list takes, is too rare"},
 

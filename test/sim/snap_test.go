@@ -172,15 +172,25 @@ func (k *replicaCopy) page(period uint64, off int64) []byte {
 	}
 	for _, p := range list {
 		dir := fmt.Sprintf("%s/snaps/%016x", k.dir, p)
-		sec := d.Page(dir+"/meta", block.Size+chunk/240*block.Size, false)[chunk%240/30*512:]
-		if entry := sec[32+chunk%30*16:]; binary.LittleEndian.Uint64(entry)&1 != 0 {
-			if binary.LittleEndian.Uint64(entry[8:]) == 0 { // all zeros: what the file has there is nobody's
-				return make([]byte, block.Size)
-			}
+		pieces, check := k.mapEntry(p, chunk)
+		if pieces != 0 && check == 0 { // all zeros: what the file has there is nobody's
+			return make([]byte, block.Size)
+		}
+		if pieces>>(off%block.ChunkSize/(64<<10))&1 != 0 {
 			return d.Page(dir+"/data", off, false)
 		}
 	}
 	return d.Page(k.head, off, false)
+}
+
+// mapEntry is what a copy's snapshot says of a chunk: which pieces of 64 KiB it has itself, and a checksum over the sums of all.
+func (k *replicaCopy) mapEntry(period uint64, chunk int64) (pieces, check uint64) {
+	page := k.n.sn.Disk().Page(fmt.Sprintf("%s/snaps/%016x/meta", k.dir, period), block.Size+chunk/240*block.Size, false)
+	if len(page) == 0 {
+		return 0, 0
+	}
+	entry := page[chunk%240/30*512:][32+chunk%30*16:]
+	return binary.LittleEndian.Uint64(entry), binary.LittleEndian.Uint64(entry[8:])
 }
 
 // judge reads a snapshot that has just become ready, and checks that it is one cut.
@@ -190,7 +200,10 @@ func (s *snapsOf) judge(x *knownSnap, size int64) {
 	from, to := x.asked, int64(never)
 	var first, last *hop
 	for _, blk := range v.hist.written {
-		if int64(blk) >= size/block.Size {
+		if int64(blk) >= size/block.Size { // nothing had been written there yet
+			if op := v.hist.firstWrite(blk); op != nil && op.ret < to && !v.tainted[int64(blk)] {
+				to, last = op.ret, op
+			}
 			continue
 		}
 		if v.tainted[int64(blk)] {
@@ -255,6 +268,16 @@ func (h *history) bounds(blk int, val uint64) (born, gone int64, ops [2]*hop) {
 		}
 	}
 	return born, gone, ops
+}
+
+// firstWrite returns the write that was the first to be answered; nil if none was.
+func (h *history) firstWrite(blk int) (first *hop) {
+	for _, op := range h.blocks[blk].segs[0].ops {
+		if op.write && op.acked && (first == nil || op.ret < first.ret) {
+			first = op
+		}
+	}
+	return first
 }
 
 // check compares every snapshot that is ready, on every in-sync copy, with what it was when it became that.

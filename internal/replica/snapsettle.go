@@ -1,0 +1,32 @@
+package replica
+
+import "keelson.io/keelson/internal/aio"
+
+// settler has the file system forget, when the last snapshot is gone, that the head shared space with a clone: while a file has that mark, writes that may
+// not wait don't go through, and cost several times the processor time. While something is shared still, nothing happens.
+type settler struct {
+	r      *Replica
+	marked bool // a clone shared the head's space since
+	op     aio.Op
+}
+
+func (s *settler) begin() {
+	r := s.r
+	if !s.marked || s.op.Busy || r.closed {
+		return
+	}
+	s.marked = false
+	r.background++
+	s.op.Done = func(_ int, err error) {
+		r.background--
+		if err != nil {
+			r.log.Debug("the head can't be settled", "error", err)
+		} else {
+			r.stats.Settled++
+		}
+		if r.closing != nil {
+			r.quiet()
+		}
+	}
+	r.files.head.Settle(&s.op)
+}

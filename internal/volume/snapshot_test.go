@@ -1,0 +1,109 @@
+package volume_test
+
+import (
+	"bytes"
+	"testing"
+	"time"
+
+	"keelson.io/keelson/internal/block"
+	"keelson.io/keelson/internal/repl"
+	"keelson.io/keelson/internal/spec"
+)
+
+// small is a volume of 8 MiB whose copies have room for it to grow to size, attached on n3.
+func small(t *testing.T, seed uint64) (c *cluster, n1, n2, n3 *node) {
+	t.Helper()
+	c = newCluster(t, seed, 2, 1)
+	n1, n2, n3 = c.nodes["n1"], c.nodes["n2"], c.nodes["n3"]
+	c.rec.Size = size / 2
+	n3.attach(repl.PrevDetached)
+	n3.write(0, pattern(1, 8))
+	return c, n1, n2, n3
+}
+
+// A snapshot is what the volume was at its cut: a volume doesn't grow between the making of the empty snapshot, which has the volume's size, and the
+// cut. Otherwise what was written first, behind the old end, would be missing in a snapshot that has what was written later.
+func TestGrowthWaitsForTheCut(t *testing.T) {
+	c, n1, n2, n3 := small(t, 41)
+	for _, n := range []*node{n1, n2} {
+		n.n.Disk().SetSlow(200)
+	}
+	c.ask("s")
+	c.w.RunFor(10 * time.Millisecond)
+	c.change(func(v *spec.Volume) { v.Size = size })
+	c.until("grown", func() bool { return n3.vol.Size() == size })
+	if n3.vol.Status().Stats.Snapshots == 0 {
+		t.Error("the volume has grown before the cut")
+	}
+	n3.write(12<<20, pattern(2, 1))
+	n3.write(0, pattern(3, 8))
+	c.until("snapshot", c.ready("s"))
+	x := c.rec.SnapshotByName("s")
+	if x.Size != size/2 {
+		t.Errorf("the snapshot has %d bytes; the volume had %d when it was asked for", x.Size, size/2)
+	}
+	c.keeps(x.Period, 0, pattern(1, 8))
+}
+
+// A snapshot that was given up isn't made again in the same period after the volume has grown: a member that was away meanwhile has it
+// still, of the old size, and could never be made equal.
+func TestGivenUpSnapshotHasOneSize(t *testing.T) {
+	c, n1, n2, n3 := small(t, 42)
+	has := func(n *node) bool { return len(n.n.Disk().Names(n.snaps())) > 0 }
+	n3.vol.SetGroups([]spec.Group{{ID: "group", Volumes: []string{c.rec.ID}, Phase: spec.GroupPreparing, Attempt: 1}})
+	c.change(func(v *spec.Volume) {
+		if err := v.AddSnapshot(spec.Snapshot{ID: "g", Name: "g", Group: "group"}, 0); err != nil {
+			t.Fatal(err)
+		}
+	})
+	c.until("the empty snapshot is made", func() bool { return has(n1) && has(n2) })
+	c.w.Cut(n3.n, n2.n)
+	c.w.Cut(n2.n, n3.n)
+	c.until("n2 is out", func() bool { return !c.allInSync() })
+	n3.vol.SetGroups(nil)
+	c.change(func(v *spec.Volume) { v.Snapshots = nil })
+	c.ask("s")
+	c.change(func(v *spec.Volume) { v.Size = size })
+	c.until("grown", func() bool { return n3.vol.Size() == size })
+	n3.write(12<<20, pattern(2, 8))
+	c.until("snapshot", c.ready("s"))
+	if !has(n2) {
+		t.Fatal("n2 has nothing that was given up: this test shows nothing")
+	}
+	n3.write(12<<20, pattern(3, 8))
+	c.w.HealAll()
+	c.until("in sync", c.allInSync)
+	c.keeps(c.rec.SnapshotByName("s").Period, 12<<20, pattern(2, 8))
+}
+
+// What a resync still had to ask of a snapshot's chunk when it was stopped isn't asked in the member's next session: what the member got in the one
+// before may be gone with its power, and would be sealed as if it were there.
+func TestStoppedResyncSealsNothing(t *testing.T) {
+	for seed := uint64(43); seed < 47; seed++ {
+		c := newCluster(t, seed, 2, 1)
+		n1, n2, n3 := c.nodes["n1"], c.nodes["n2"], c.nodes["n3"]
+		n3.attach(repl.PrevDetached)
+		for off := int64(0); off < block.ChunkSize; off += block.MaxIO {
+			n3.write(off, pattern(1, block.MaxIO/block.Size))
+		}
+		n2.n.PowerLoss()
+		c.until("n2 is out", func() bool { return !c.allInSync() })
+		period := c.take("s")
+		n3.write(0, pattern(2, block.MaxIO/block.Size))
+		n3.write(block.MaxIO, pattern(2, block.MaxIO/block.Size))
+		n2.start(false)
+		got := make([]byte, block.Size)
+		c.until("part of the snapshot's chunk is on n2", func() bool {
+			n2.n.Disk().Peek(n2.level(period, "data"), got, 0)
+			return bytes.Equal(got, pattern(1, 1))
+		})
+		n1.n.Disk().SetSlow(200_000) // what it reads for the next part comes when n2 is in another session
+		c.w.RunFor(2 * time.Millisecond)
+		n1.n.Disk().SetSlow(1)
+		n2.n.PowerLoss()
+		c.w.RunFor(time.Second)
+		n2.start(false)
+		c.until("in sync", c.allInSync)
+		c.keeps(period, 0, pattern(1, 2*block.MaxIO/block.Size))
+	}
+}
