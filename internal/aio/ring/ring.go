@@ -143,17 +143,17 @@ type Loop struct {
 	timers   timerHeap
 	timerSeq uint64
 
-	accept    func(aio.Conn) aio.ConnHandler
-	fds       map[*descriptor]struct{}
-	conns     map[*conn]struct{}
-	dirty     []*conn  // with output to send
-	ended     []*conn  // to be finished at the end of the turn
-	regions   [][]byte // free receive memory
-	chunks    [][]byte // free output memory
-	spin      spinner
-	completed bool // the last turn saw something complete
-	stopping  bool // Run is to return
-	closing   bool // operations that are started now are never called back
+	accept   func(aio.Conn) aio.ConnHandler
+	fds      map[*descriptor]struct{}
+	conns    map[*conn]struct{}
+	dirty    []*conn  // with output to send
+	ended    []*conn  // to be finished at the end of the turn
+	regions  [][]byte // free receive memory
+	chunks   [][]byte // free output memory
+	spin     spinner
+	streak   int  // of turns with completions that came soon after each other; up to rawAfter
+	stopping bool // Run is to return
+	closing  bool // operations that are started now are never called back
 
 	// mu guards what other goroutines post, and whether the loop still takes it.
 	mu     sync.Mutex
@@ -173,8 +173,13 @@ type Loop struct {
 
 var _ aio.Loop = (*Loop)(nil)
 
-// rawMost is the longest wait that Go's scheduler isn't told of.
-const rawMost = time.Millisecond
+// rawMost is the longest wait that Go's scheduler isn't told of, and only after rawAfter turns in a row that were no further apart: a
+// message now and then has a few completions of its own, and no more come soon. While a wait is hidden, Go's monitor looks every
+// 20 µs whether the thread hangs.
+const (
+	rawMost  = time.Millisecond
+	rawAfter = 8
+)
 
 // The lifecycle of a Loop.
 const (
@@ -302,8 +307,9 @@ func (l *Loop) turn() error {
 		return err
 	}
 	// Here, as what the callbacks arm counts from after the sleep.
+	before := l.now
 	l.now = time.Since(l.epoch)
-	l.completed = l.u.ready() > 0
+	l.streak = nextStreak(l.streak, l.now-before, l.u.ready() > 0)
 	for n := l.u.ready(); n > 0; n-- {
 		c, ok := l.u.pop()
 		if !ok {
@@ -312,6 +318,17 @@ func (l *Loop) turn() error {
 		l.complete(c)
 	}
 	return nil
+}
+
+// nextStreak is the streak after a turn that took so long. After a long one it isn't nothing: a callback may have taken that long.
+func nextStreak(streak int, took time.Duration, completed bool) int {
+	switch {
+	case took > rawMost:
+		return streak / 2
+	case completed:
+		return min(streak+1, rawAfter)
+	}
+	return streak
 }
 
 // enter submits and, if nothing else is to be done, sleeps until something completes,
@@ -331,7 +348,7 @@ func (l *Loop) enter() error {
 		return err
 	}
 	// While operations complete one after the other the next one likely isn't far.
-	if l.completed && (ns < 0 || ns > int64(rawMost)) {
+	if l.streak == rawAfter && (ns < 0 || ns > int64(rawMost)) {
 		ns = int64(rawMost)
 	}
 	l.asleep.Store(true)
