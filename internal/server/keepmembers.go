@@ -60,7 +60,7 @@ func (c *control) keepMembers(ctx context.Context) {
 }
 
 func (c *control) keepMembersOnce(ctx context.Context, gone map[string]time.Time, now time.Time) (changed bool, err error) {
-	list, err := members{c.store.Client()}.List(ctx)
+	list, err := members{c.store.Client()}.known(ctx)
 	if err != nil {
 		return false, err
 	}

@@ -26,30 +26,43 @@ const maxMembers = 5
 // members is api.Members over etcd's cluster API. Safe for concurrent use.
 type members struct{ client *clientv3.Client }
 
-// List asks every member how it is, all at once.
+// List asks every member how it is, all at once. That takes a new connection with each: it is for those who need to know.
 func (m members) List(ctx context.Context) ([]*pb.MetadataMember, error) {
+	out, err := m.known(ctx)
+	if err != nil {
+		return nil, err
+	}
+	done := make(chan struct{})
+	for _, x := range out {
+		go func() {
+			defer func() { done <- struct{}{} }()
+			if x.ClientUrl == "" {
+				return
+			}
+			ctx, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			_, err := m.client.Status(ctx, x.ClientUrl)
+			x.Healthy = err == nil
+		}()
+	}
+	for range out {
+		<-done
+	}
+	return out, nil
+}
+
+// known is List without asking whether they are healthy.
+func (m members) known(ctx context.Context) ([]*pb.MetadataMember, error) {
 	r, err := m.client.MemberList(ctx)
 	if err != nil {
 		return nil, unavailable(err)
 	}
 	out := make([]*pb.MetadataMember, len(r.Members))
-	done := make(chan struct{})
 	for i, x := range r.Members {
 		out[i] = &pb.MetadataMember{Name: memberName(x), Id: strconv.FormatUint(x.ID, 16), Learner: x.IsLearner}
-		go func() {
-			defer func() { done <- struct{}{} }()
-			if len(x.ClientURLs) == 0 {
-				return
-			}
+		if len(x.ClientURLs) > 0 {
 			out[i].ClientUrl = x.ClientURLs[0]
-			ctx, cancel := context.WithTimeout(ctx, time.Second)
-			defer cancel()
-			_, err := m.client.Status(ctx, x.ClientURLs[0])
-			out[i].Healthy = err == nil
-		}()
-	}
-	for range r.Members {
-		<-done
+		}
 	}
 	slices.SortFunc(out, func(a, b *pb.MetadataMember) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
