@@ -25,6 +25,7 @@ import (
 // It returns when ctx ends or the supervisor is gone.
 func RunControl(ctx context.Context, cfg Config, line *fdstore.Line) error {
 	log := cfg.Logger("control")
+	defer settleLater(log)()
 	st, err := cfg.ownState()
 	if err != nil {
 		return err

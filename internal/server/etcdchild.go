@@ -30,6 +30,7 @@ const etcdQuota = 1 << 30
 // RunEtcd is the child etcd: a member of the metadata. It returns when ctx ends or the supervisor is gone.
 func RunEtcd(ctx context.Context, cfg Config, line *fdstore.Line) error {
 	log := cfg.Logger("etcd")
+	defer settleLater(log)()
 	st, err := cfg.ownState()
 	if err != nil {
 		return err
@@ -163,7 +164,10 @@ func (c *Config) etcdConfig(st State, log *slog.Logger) (*embed.Config, error) {
 	ec.Name = st.Node
 	ec.Dir = etcdDir(c.DataDir)
 	ec.InitialClusterToken = st.ClusterID
-	ec.TickMs, ec.ElectionMs = 100, 1000
+	// The leader's heartbeats are most of what an idle member does: as seldom as etcd allows for elections after a second.
+	ec.TickMs, ec.ElectionMs = 200, 1000
+	// What was acknowledged is in the log; this is how often it is looked whether the database behind it has something to write.
+	ec.BackendBatchInterval = 200 * time.Millisecond
 	ec.QuotaBackendBytes = etcdQuota
 	ec.AutoCompactionMode, ec.AutoCompactionRetention = "periodic", "5m"
 	ec.SnapshotCount = 5000

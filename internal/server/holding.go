@@ -37,6 +37,7 @@ func RunHolder(ctx context.Context, cfg Config) error {
 		return err
 	}
 	log := cfg.Logger("holder")
+	defer settleLater(log)()
 	return fdstore.Hold(ctx, cfg.holderSocket(), func() { log.Info("holding the descriptors of devices", "socket", cfg.holderSocket()) })
 }
 

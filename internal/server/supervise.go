@@ -47,6 +47,7 @@ func Supervise(ctx context.Context, cfg Config, args []string) error {
 		log.Warn("this process stays in its control group", "err", err)
 	}
 	defer machine.leave(cfg)
+	defer settleLater(log)()
 	hold := newHolding(cfg, binary, args, log)
 	defer hold.close()
 	keepers := hold.open(ctx, h.keepers)
@@ -133,7 +134,7 @@ func (c *Config) children(args []string) []Child {
 	if c.HasRole(spec.RoleStorage) {
 		// A shard keeps its processor, in Go's sense, while it does I/O: everything else needs others.
 		procs := fmt.Sprintf("GOMAXPROCS=%d", runtime.NumCPU()+c.Engine.Shards)
-		cs = append(cs, child("engine", 10*time.Second, 30*time.Second, "GOMEMLIMIT=256MiB", procs))
+		cs = append(cs, child("engine", 10*time.Second, 30*time.Second, "GOMEMLIMIT=256MiB", "GOGC=50", procs))
 	}
 	return append(cs, child("control", 10*time.Second, 10*time.Second, "GOMEMLIMIT=64MiB", "GOGC=50", "GOMAXPROCS=2"))
 }

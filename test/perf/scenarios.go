@@ -232,7 +232,7 @@ func (b *bench) idle(ctx context.Context) error {
 
 func (b *bench) breakdown(node string) string {
 	var out []string
-	for _, d := range []string{"server", "etcd", "engine", "control"} {
+	for _, d := range []string{"server", "holder", "etcd", "engine", "control"} {
 		if u, err := b.lab.Usage(node, d); err == nil {
 			out = append(out, fmt.Sprintf("%s %d MiB", d, u.Resident>>20))
 		}
