@@ -423,3 +423,60 @@ func TestForgottenChunkIsHandedDown(t *testing.T) {
 		}
 	}
 }
+
+// TestSnapshotOfALostHead has a replica lose with its power what a snapshot finds in the head, as one may that is catching up: it says so when it is checked, also after
+// what is in the head instead was changed.
+func TestSnapshotOfALostHead(t *testing.T) {
+	const piece = 20 * pieceSize
+	lost := 0
+	for seed := range uint64(12) {
+		m := newSnapModel(t, seed)
+		p := m.period
+		m.write(0, content(1))
+		m.write(piece, content(2))
+		m.set(p)
+		m.period++
+		m.write(0, content(3))
+		check := func(want wire.Status) {
+			t.Helper()
+			m.want(&wire.Request{Kind: wire.KindSnapCheck, Period: p, Sums: make([]uint64, block.PerChunk)}, want)
+		}
+		check(wire.StatusOK)
+		m.n.PowerLoss()
+		m.reopen()
+		m.fence()
+		m.touch(0)
+		if q := m.read(piece, block.Size); bytes.Equal(q.Data, content(2)) {
+			check(wire.StatusOK)
+			continue
+		}
+		lost++
+		check(wire.StatusIOError)
+		m.write(piece, content(4))
+		check(wire.StatusIOError)
+	}
+	if lost == 0 {
+		t.Fatal("nothing was lost: the test shows nothing")
+	}
+}
+
+// TestFailedMapIsWrittenAgain has the disk fail when a snapshot's map is written, which may have reached it even so: once the replica is told its snapshots again,
+// the file says what was known.
+func TestFailedMapIsWrittenAgain(t *testing.T) {
+	for seed := range uint64(16) {
+		m := newSnapModel(t, seed)
+		p := m.period
+		m.set(p)
+		m.checkpoint()
+		m.n.Disk().Fail(false, true, false)
+		m.want(writeOf(0, content(1)), wire.StatusIOError) // the chunk is all zeros: only the map is written
+		m.n.Disk().Fail(false, false, false)
+		m.want(m.setTo(p), wire.StatusOK)
+		m.n.Crash()
+		m.reopen()
+		m.fence()
+		if q := m.want(&wire.Request{Kind: wire.KindSnapLevels, Sums: make([]uint64, 0, wire.MaxSnaps)}, wire.StatusOK); len(q.Sums) > 0 {
+			t.Errorf("seed %d: the snapshot holds a chunk that was never preserved", seed)
+		}
+	}
+}

@@ -107,3 +107,37 @@ func TestStoppedResyncSealsNothing(t *testing.T) {
 		c.keeps(period, 0, pattern(1, 2*block.MaxIO/block.Size))
 	}
 }
+
+// A snapshot that is to be deleted is made equal on a member that catches up as any other, until all are told to delete it: who has deleted it has its chunks in an
+// older one. The record says it at another step of the catching up in each turn.
+func TestSnapshotIsDeletedWhileCatchingUp(t *testing.T) {
+	for at := range 160 {
+		c := newCluster(t, 51, 2, 1)
+		n2, n3 := c.nodes["n2"], c.nodes["n3"]
+		n3.attach(repl.PrevDetached)
+		n3.write(0, pattern(1, 8))
+		older := c.take("older")
+		c.take("newer")
+		n3.write(0, pattern(2, 8))
+		n2.n.Crash()
+		c.until("n2 is out", func() bool { return !c.allInSync() })
+		n3.write(0, pattern(3, 8))
+		n2.start(false)
+		c.until("n2 catches up", func() bool { return c.rec.State.Columns[0].Members[1].State == spec.Syncing })
+		for range at {
+			c.w.Step()
+		}
+		c.change(func(v *spec.Volume) {
+			for i := range v.Snapshots {
+				if v.Snapshots[i].Name == "newer" {
+					v.Snapshots[i].State = spec.SnapshotDeleting
+				}
+			}
+		})
+		c.until("deleted, and in sync", func() bool { return len(c.rec.Snapshots) == 1 && c.allInSync() })
+		c.keeps(older, 0, pattern(1, 8))
+		if t.Failed() {
+			t.Fatalf("when the record changed %d steps after the catching up began", at)
+		}
+	}
+}
