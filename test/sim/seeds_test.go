@@ -208,6 +208,9 @@ func playSeeds(t *testing.T, base uint64, n int) (sum *totals, failed int) {
 				}
 				if err != nil {
 					failed++
+					if n > progressEvery {
+						fmt.Printf("simulation: violation at seed %d\n", c.seed)
+					}
 					t.Errorf("seed %d (%v):\n%v\nreplay with the whole trace: make sim SEED=%d", c.seed, c.p, err, c.seed)
 				}
 				mu.Unlock()
