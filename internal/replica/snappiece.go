@@ -109,11 +109,12 @@ type moving struct {
 	n    int64 // bytes under way
 	buf  mem
 	op   aio.Op
+	each func() // called when a step was written; may be nil
 	done func(error)
 }
 
 // move calls done, later, when the extents are in to, at their offsets.
-func (r *Replica) move(list []extent, to aio.File, done func(error)) {
+func (r *Replica) move(list []extent, to aio.File, done func(error)) *moving {
 	for _, x := range list {
 		if x.level != nil {
 			x.level.refs++
@@ -122,9 +123,10 @@ func (r *Replica) move(list []extent, to aio.File, done func(error)) {
 	m := &moving{r: r, to: to, rest: list, done: done}
 	if len(list) == 0 {
 		r.loop.Post(func() { m.end(nil) })
-		return
+		return m
 	}
 	m.step()
+	return m
 }
 
 func (m *moving) step() {
@@ -168,6 +170,9 @@ func (m *moving) moved(_ int, err error) {
 	if err != nil {
 		m.end(err)
 		return
+	}
+	if m.each != nil {
+		m.each()
 	}
 	if m.at += m.n; m.at == m.rest[0].n {
 		m.drop()

@@ -91,7 +91,8 @@ func (r *Replica) restore(o *op) {
 		copy(rawSums(o.sums), q.sums.b)
 		r.putBuf(q.sums)
 		l.release()
-		r.move(restored(list, o), r.files.head, func(err error) { o.ioDone(0, err) })
+		m := r.move(restored(list, o), r.files.head, func(err error) { o.ioDone(0, err) })
+		m.each = func() { r.flush.wrote(o.req.Period) }
 	})
 }
 

@@ -39,6 +39,7 @@ type ioreq struct {
 	buf      []byte // in the engine's memory
 	req      *block.Request
 	tries    int
+	begun    time.Duration
 }
 
 func (v *vol) newGuest(n *node) *guest {
@@ -146,6 +147,7 @@ func (g *guest) submit(r *ioreq) {
 			r.hops = append(r.hops, h.begin(first+i, r.val, r.fua, r.term))
 		}
 	}
+	r.begun = g.c.w.Now()
 	g.pending = append(g.pending, r)
 	r.send()
 }

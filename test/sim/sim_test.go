@@ -151,11 +151,17 @@ func (c *cluster) settled() bool {
 		return false
 	}
 	for _, v := range c.vols {
-		if !v.finished && !v.settled() {
+		if !v.finished && (!v.settled() || v.hangs()) {
 			return false
 		}
 	}
 	return true
+}
+
+// hangs reports whether a request has waited for so long that a member may be taken out for it: a disk that was slow may still have it.
+func (v *vol) hangs() bool {
+	g := v.c.node(v.rec.State.Node).guests[v.i]
+	return len(g.pending) > 0 && v.c.w.Now()-g.pending[0].begun > time.Second
 }
 
 func (v *vol) settled() bool {
