@@ -141,29 +141,3 @@ func TestSnapshotIsDeletedWhileCatchingUp(t *testing.T) {
 		}
 	}
 }
-
-// A sector of a snapshot that the only copy can't read doesn't keep a member from catching up. The others of it are moved, and the block stays what no copy has.
-func TestUnreadableSectorOfASnapshot(t *testing.T) {
-	c := newCluster(t, 61, 2, 1)
-	n1, n2, n3 := c.nodes["n1"], c.nodes["n2"], c.nodes["n3"]
-	n3.attach(repl.PrevDetached)
-	n3.write(0, pattern(9, 1))
-	n2.n.Crash()
-	c.until("n2 is out", func() bool { return !c.allInSync() })
-	n3.write(0, pattern(1, 16))
-	period := c.take("s")
-	n3.write(0, pattern(2, 16))
-	n1.n.Disk().BreakSector(n1.level(period, "data"), 5*block.Size)
-	n2.start(false)
-	c.until("in sync", c.allInSync)
-	got := make([]byte, 16*block.Size)
-	n2.n.Disk().Peek(n2.level(period, "data"), got, 0)
-	want := pattern(1, 16)
-	clear(want[5*block.Size : 6*block.Size])
-	if !bytes.Equal(got, want) {
-		t.Error("the blocks beside the one that can't be read aren't what the snapshot has")
-	}
-	if f := c.scrub(""); f.Unreadable != 1 || len(f.Bad) != 1 || f.Bad[0].Snapshot != "s" || f.Bad[0].Off != 5*block.Size {
-		t.Errorf("the scrub says: %+v", f)
-	}
-}

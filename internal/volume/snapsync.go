@@ -91,7 +91,6 @@ type levelSync struct {
 	sums   []uint64 // of the level at the source
 	base   []uint64 // of what it is replaced on
 	next   int      // block from which to look for differences
-	single int      // up to here blocks are moved one by one, as one of them can't be read
 	memory *lent
 	moved  int64
 	done   func(moved int64, err error)
@@ -212,7 +211,7 @@ func (l *levelSync) levelNext() {
 func (l *levelSync) replace(p uint64) {
 	q := &wire.Request{Kind: wire.KindSnapOpen, Period: p, Sums: make([]uint64, block.PerChunk)}
 	l.must(l.m, q, func() {
-		l.base, l.next, l.single = q.Sums, 0, 0
+		l.base, l.next = q.Sums, 0
 		l.copyNext(p)
 	})
 }
@@ -237,19 +236,12 @@ func (l *levelSync) copyNext(p uint64) {
 	}
 	data := l.memory.buf[:n*block.Size]
 	off := int64(first) * block.Size
-	l.read(l.source, 0, p, off, data, func(sums []uint64, bad, unread bool) {
-		switch {
-		case sums == nil:
+	l.read(l.source, 0, p, off, data, func(sums []uint64, bad [16]uint64) {
+		if sums == nil {
 			l.finish(errMember)
 			return
-		case unread && n > 1:
-			l.next, l.single = first, first+n
-			l.copyNext(p)
-			return
-		case unread:
-			clear(data)
 		}
-		if bad || unread {
+		if bad != [16]uint64{} {
 			// No copy of it is intact. It stays so: its sum says what it was.
 			l.c.v.log.Error("no intact copy of blocks of a snapshot", "column", l.c.idx, "off", l.off()+off, "period", p)
 			block.SumAll(sums, data)
@@ -264,34 +256,30 @@ func (l *levelSync) run() (first, n int) {
 	differs := func(b int) bool { return l.sums[b] != 0 && l.sums[b] != l.base[b] }
 	for first = l.next; first < block.PerChunk && !differs(first); first++ {
 	}
-	most := block.MaxBlocks
-	if first < l.single {
-		most = 1
-	}
-	for first+n < block.PerChunk && n < most && differs(first+n) {
+	for first+n < block.PerChunk && n < block.MaxBlocks && differs(first+n) {
 		n++
 	}
 	return first, n
 }
 
 // read reads from a snapshot at member m, and from other in-sync members if blocks aren't intact there. then gets the sums that the data
-// has to have, nil if nobody could be asked, and whether no copy has all blocks intact, or can read them.
-func (l *levelSync) read(m int, tried uint32, p uint64, off int64, data []byte, then func(sums []uint64, bad, unread bool)) {
+// has to have, nil if nobody could be asked, and the blocks that no copy has intact.
+func (l *levelSync) read(m int, tried uint32, p uint64, off int64, data []byte, then func(sums []uint64, bad [16]uint64)) {
 	q := &wire.Request{Kind: wire.KindSnapRead, Period: p, Off: off, Len: int64(len(data)), Data: data, Sums: make([]uint64, len(data)/block.Size)}
 	l.ask(m, q, func(*wire.Request) {
 		switch q.Status {
 		case wire.StatusOK:
-			then(q.Sums, false, false)
+			then(q.Sums, [16]uint64{})
 			return
-		case wire.StatusBadSum, wire.StatusIOError:
+		case wire.StatusBadSum:
 		default:
-			then(nil, false, false)
+			then(nil, [16]uint64{})
 			return
 		}
 		tried |= 1 << m
 		rest := l.c.rc.InSync() &^ tried
 		if rest == 0 {
-			then(q.Sums, q.Status == wire.StatusBadSum, q.Status == wire.StatusIOError)
+			then(q.Sums, q.Bad)
 			return
 		}
 		l.read(bits.TrailingZeros32(rest), tried, p, off, data, then)
