@@ -107,14 +107,13 @@ type op struct {
 	req    *wire.Request
 	io     aio.Op
 	next   *op
-	chunk  int64       // the first chunk
-	n      int         // chunks that it touches: 0 … 2
-	have   int         // of which so many are held
-	ent    [2]*ent     // those
-	other  [2]pieceSet // of those, pieces that no snapshot needs; see preserving
-	marked bool        // its blocks are claimed
-	issued bool        // data I/O was submitted
-	syncs  bool        // its data is written, and waits for a sync
+	chunk  int64   // the first chunk
+	n      int     // chunks that it touches: 0 … 2
+	have   int     // of which so many are held
+	ent    [2]*ent // those
+	marked bool    // its blocks are claimed
+	issued bool    // data I/O was submitted
+	syncs  bool    // its data is written, and waits for a sync
 	// sums are what the chunk that is being restored gets; clone is the clone that is being made.
 	sums   []uint64
 	clone  *cloning
@@ -426,7 +425,6 @@ func (r *Replica) getOp() *op {
 func (r *Replica) putOp(o *op) {
 	o.req, o.n, o.have, o.issued, o.syncs = nil, 0, 0, false, false
 	o.ent[0], o.ent[1] = nil, nil
-	o.other = [2]pieceSet{}
 	o.sums, o.clone = nil, nil
 	o.next = r.free
 	r.free = o

@@ -47,14 +47,13 @@ func (s *snapshots) preserved(o *op) bool {
 	for i := range o.n {
 		chunk := o.chunk + int64(i)
 		from, n := o.blocks(i)
-		want := piecesOf(int64(from)*block.Size, int64(n)*block.Size) &^ o.other[i]
+		want := piecesOf(int64(from)*block.Size, int64(n)*block.Size)
 		if l, want := s.needs(chunk, want, o.req.Period); l != nil {
-			s.keep.add(&preserving{l: l, chunk: chunk, want: s.more(l, chunk, want)}, o.ent[i].sums, func(other pieceSet, err error) {
+			s.keep.add(&preserving{l: l, chunk: chunk, want: s.more(l, chunk, want)}, o.ent[i].sums, func(err error) {
 				if err != nil {
 					s.r.finish(o, statusOf(err))
 					return
 				}
-				o.other[i] |= other
 				s.r.step(o)
 			})
 			return false
@@ -116,16 +115,13 @@ type preserving struct {
 	sums  mem
 	check uint64
 	first bool
-	// other are pieces of which the snapshot's sums aren't the head's. There is nothing to preserve: the snapshot was given up and they were changed before its cut, or it
-	// was taken while this replica was catching up, and lost its power then.
-	other pieceSet
 	op    aio.Op
-	done  []func(pieceSet, error)
+	done  []func(error)
 }
 
-// add preserves pieces, or waits for what is under way with the chunk, and calls done, with pieces that aren't what the snapshot has: then the caller looks
-// again whether that was all. sums are the head's.
-func (p *preserver) add(w *preserving, sums []uint64, done func(pieceSet, error)) {
+// add preserves pieces, or waits for what is under way with the chunk, and calls done: then the caller looks again whether that was
+// all. sums are the head's.
+func (p *preserver) add(w *preserving, sums []uint64, done func(error)) {
 	w.zero = zeroPieces(sums)
 	for _, r := range p.rounds {
 		for _, x := range r.list {
@@ -146,7 +142,7 @@ func (p *preserver) add(w *preserving, sums []uint64, done func(pieceSet, error)
 		x.done = append(x.done, done)
 		return
 	}
-	w.done = []func(pieceSet, error){done}
+	w.done = []func(error){done}
 	w.sums = p.r.getBuf(sumsSize)
 	copy(w.sums.b, rawSums(sums))
 	p.queue = append(p.queue, w)
@@ -175,7 +171,7 @@ func (p *preserver) start() {
 func (w *preserving) begin(q *preserveRound) {
 	if w.first = !w.l.holds(w.chunk); !w.first {
 		w.check = w.l.check(w.chunk)
-		w.compare(q)
+		w.moveData(q)
 		return
 	}
 	from := q.p.r.snaps.newer(w.l, w.chunk)
@@ -191,21 +187,6 @@ func (w *preserving) begin(q *preserveRound) {
 			w.writeSums(q)
 		}
 		q.part(err)
-	})
-}
-
-// compare goes on with those pieces of which the head has what the snapshot says. If that can't be read, all are preserved: a scrub may mend it.
-func (w *preserving) compare(q *preserveRound) {
-	buf := q.p.r.getBuf(sumsSize)
-	q.left++
-	w.l.readSums(&w.op, w.chunk, buf.b, func(err error) {
-		if err == nil && !invariant.Mutant("sums-prove-snapshot") {
-			w.other = w.want &^ sameSums(buf.b, w.sums.b)
-			w.want &^= w.other
-		}
-		q.p.r.putBuf(buf)
-		w.moveData(q)
-		q.part(nil)
 	})
 }
 
@@ -267,9 +248,6 @@ func (q *preserveRound) sync() {
 	var changes []mapChange
 	data, sums := false, false
 	for _, w := range q.list {
-		if w.want == 0 {
-			continue
-		}
 		changes = append(changes, mapChange{chunk: w.chunk, pieces: w.want, check: w.check})
 		data = data || w.check != 0
 		sums = sums || w.check != 0 && w.first
@@ -316,7 +294,7 @@ func (q *preserveRound) finish(err error) {
 	p.start()
 	for _, w := range q.list {
 		for _, fn := range w.done {
-			fn(w.other, err)
+			fn(err)
 		}
 	}
 }

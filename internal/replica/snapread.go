@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -101,7 +102,7 @@ func (l *level) readSums(op *aio.Op, chunk int64, b []byte, done func(error)) {
 func (q *levelRead) gotSums() {
 	o := q.o
 	req := o.req
-	if req.Kind == wire.KindSnapSums {
+	if req.Kind == wire.KindSnapSums || req.Kind == wire.KindSnapCheck && q.l.check(o.chunk) == 0 {
 		q.answerSums()
 		return
 	}
@@ -153,8 +154,8 @@ func (q *levelRead) answerSums() {
 	q.end(wire.StatusOK)
 }
 
-// check answers with the snapshot's sums if the pieces that it hasn't itself have the same where they are found. They may not on a replica that was catching up
-// when the snapshot was taken, and lost its power then: it has to be told from one whose snapshots are right.
+// check answers with the snapshot's sums if the chunk is what they say: the pieces that it has itself by their data, the others by the sums where they are found. They may
+// not be on a replica that was catching up when it held the chunk, and lost its power then: it has to be told from one whose snapshots are right.
 func (q *levelRead) check() {
 	o := q.o
 	if len(q.rest) == 0 || invariant.Mutant("sums-prove-snapshot") {
@@ -162,33 +163,65 @@ func (q *levelRead) check() {
 		return
 	}
 	x := q.rest[0]
-	set := piecesOf(x.off%block.ChunkSize, x.n)
+	if x.level == q.l {
+		q.checkData(x.off)
+		return
+	}
 	compare := func(sums []byte) {
-		if set&^sameSums(sums, q.sums.b) != 0 {
-			q.r.log.Warn("a snapshot's chunk isn't what its checksums say", "snapshot", snapName(q.l.period), "chunk", o.chunk)
-			q.end(wire.StatusIOError)
+		q.checked(piecesOf(x.off%block.ChunkSize, x.n)&^sameSums(sums, q.sums.b) == 0)
+	}
+	if x.level == nil {
+		compare(rawSums(o.ent[0].sums))
+		return
+	}
+	buf := q.r.getBuf(sumsSize)
+	x.level.readSums(&q.op, o.chunk, buf.b, func(err error) {
+		defer q.r.putBuf(buf)
+		if err != nil {
+			q.failed(err)
 			return
 		}
-		q.drop()
-		q.check()
-	}
-	switch x.level {
-	case q.l:
-		q.drop()
-		q.check()
-	case nil:
-		compare(rawSums(o.ent[0].sums))
-	default:
-		buf := q.r.getBuf(sumsSize)
-		x.level.readSums(&q.op, o.chunk, buf.b, func(err error) {
-			defer q.r.putBuf(buf)
-			if err != nil {
-				q.failed(err)
+		compare(buf.b)
+	})
+}
+
+// checkData compares the snapshot's own data from off on with the sums.
+func (q *levelRead) checkData(off int64) {
+	x := q.rest[0]
+	n := min(x.off+x.n-off, moveStep)
+	buf := q.r.getBuf(int(n))
+	q.op.Done = func(got int, err error) {
+		defer q.r.putBuf(buf)
+		if err != nil {
+			q.failed(err)
+			return
+		}
+		clear(buf.b[got:n])
+		sums := q.sums.b[off%block.ChunkSize/block.Size*8:]
+		for i := int64(0); i < n; i += block.Size {
+			if !block.Intact(buf.b[i:i+block.Size], binary.LittleEndian.Uint64(sums[i/block.Size*8:])) {
+				q.checked(false)
 				return
 			}
-			compare(buf.b)
-		})
+		}
+		if off+n < x.off+x.n {
+			q.checkData(off + n)
+			return
+		}
+		q.checked(true)
 	}
+	x.file.ReadAt(&q.op, buf.b[:n], off)
+}
+
+// checked goes on with the next extent.
+func (q *levelRead) checked(ok bool) {
+	if !ok {
+		q.r.log.Warn("a snapshot's chunk isn't what its checksums say", "snapshot", snapName(q.l.period), "chunk", q.o.chunk)
+		q.end(wire.StatusIOError)
+		return
+	}
+	q.drop()
+	q.check()
 }
 
 // readNext reads what the next extent has of the request.

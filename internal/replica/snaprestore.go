@@ -205,10 +205,7 @@ func (c *cloning) held() {
 		return
 	}
 	r.snaps.settle.marked = true
-	r.snaps.keep.add(&preserving{l: newest, chunk: c.chunk, want: want, share: true}, o.ent[0].sums, func(other pieceSet, err error) {
-		if other != 0 {
-			err = errLostChunk
-		}
+	r.snaps.keep.add(&preserving{l: newest, chunk: c.chunk, want: want, share: true}, o.ent[0].sums, func(err error) {
 		release()
 		if err != nil {
 			c.end(err)

@@ -284,9 +284,7 @@ func (h *handover) next() {
 	h.left, h.err = n, nil
 	for _, chunk := range batch {
 		h.from.handDown(h.to, chunk, func(change mapChange, err error) {
-			if change.pieces != 0 {
-				h.changes = append(h.changes, change)
-			}
+			h.changes = append(h.changes, change)
 			if h.err == nil {
 				h.err = err
 			}
@@ -305,34 +303,16 @@ func (l *level) handsDown(older *level, chunk int64) pieceSet {
 	return l.pieces(chunk) &^ older.pieces(chunk)
 }
 
-// handDown brings what an older snapshot finds in l of a chunk to its own files, and calls done with what its map has to say when these are synced. If the older
-// one holds the chunk, with other sums, it doesn't find there what it had.
+// handDown brings what an older snapshot finds in l of a chunk to its own files, and calls done with what its map has to say when these are synced.
 func (l *level) handDown(older *level, chunk int64, done func(mapChange, error)) {
 	change := mapChange{chunk: chunk, pieces: l.handsDown(older, chunk), check: l.check(chunk)}
-	move := func(then func(error)) {
-		list := change.pieces.extents(nil, extent{file: l.data, level: l, share: true, zero: change.check == 0}, chunk, older.size)
-		l.r.move(list, older.data, then)
-	}
-	if !older.holds(chunk) {
-		move(func(err error) {
-			if err != nil || change.check == 0 {
-				done(change, err)
-				return
-			}
-			l.copySums(older.sums, chunk, func(err error) { done(change, err) })
-		})
-		return
-	}
-	op, mine, theirs := &aio.Op{}, l.r.getBuf(sumsSize), l.r.getBuf(sumsSize)
-	l.readSums(op, chunk, mine.b, func(err error) {
-		older.readSums(op, chunk, theirs.b, func(err2 error) {
-			if err == nil && err2 == nil {
-				change.pieces &= sameSums(mine.b, theirs.b)
-			}
-			l.r.putBuf(mine)
-			l.r.putBuf(theirs)
-			move(func(err error) { done(change, err) })
-		})
+	list := change.pieces.extents(nil, extent{file: l.data, level: l, share: true, zero: change.check == 0}, chunk, older.size)
+	l.r.move(list, older.data, func(err error) {
+		if err != nil || change.check == 0 || older.holds(chunk) {
+			done(change, err)
+			return
+		}
+		l.copySums(older.sums, chunk, func(err error) { done(change, err) })
 	})
 }
 

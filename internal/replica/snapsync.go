@@ -62,10 +62,6 @@ func (l *level) forget(chunk int64, done func(error)) {
 				done(err)
 				return
 			}
-			if change.pieces == 0 {
-				l.drop(chunk, done)(nil)
-				return
-			}
 			older.commit([]mapChange{change}, l.drop(chunk, done))
 		})
 	})

@@ -98,8 +98,8 @@ const (
 	// KindSnapMend writes Data in place into a chunk that the snapshot Period holds itself, durably. Sums must be the sums that it has
 	// there: so whatever interrupts it, the snapshot has what it had, or what it should have.
 	KindSnapMend
-	// KindSnapCheck is KindSnapSums, asked of a replica that may have lost what it was sent: StatusIOError if what the snapshot's chunk finds in newer
-	// snapshots or the head doesn't have, by the sums there, the sums that the snapshot says.
+	// KindSnapCheck is KindSnapSums, asked of a replica that may have lost what it was sent: StatusIOError if the snapshot's own data of the chunk, or by the sums
+	// there what it finds in newer snapshots or the head, isn't what its sums say.
 	KindSnapCheck
 )
 

@@ -102,7 +102,7 @@ var mutants = []mutant{
 	{name: "nothing-preserved", test: "TestSnapshots", rule: "32", breaks: "chunks are changed without being preserved"},
 	{name: "chunk-preserved-once", test: "TestSnapshotsAgainstModel", dir: "../../internal/replica", rule: "32", breaks: "of a chunk that a snapshot holds no further piece is preserved"},
 	{name: "sums-of-later-content", test: "TestSnapshotsAgainstModel", dir: "../../internal/replica", rule: "32", breaks: "a chunk that a newer snapshot holds is held by an older one with the head's checksums"},
-	{name: "sums-prove-snapshot", test: "TestSnapshotOfALostHead", dir: "../../internal/replica", rule: "37", breaks: "what a snapshot finds in newer ones or the head isn't compared when a member catches up"},
+	{name: "sums-prove-snapshot", test: "TestSnapshotOfALostHead", dir: "../../internal/replica", rule: "37", breaks: "a snapshot's checksums alone prove to a member that catches up that it is right"},
 	{name: "forgotten-not-handed-down", test: "TestForgottenChunkIsHandedDown", dir: "../../internal/replica", rule: "37", breaks: "what an older snapshot finds in a chunk that is made equal isn't handed to it before"},
 	{name: "preserve-in-own-period", test: "TestSnapshotsAgainstModel", dir: "../../internal/replica", rule: "32", breaks: "a change of a period that the snapshot has preserves the chunk in it"},
 	{name: "given-up-snapshot-forgotten", test: "TestSnapshotsAgainstModel", dir: "../../internal/replica", rule: "32", breaks: "a chunk that a snapshot which was given up holds is preserved in an older one again"},
