@@ -480,3 +480,31 @@ func TestFailedMapIsWrittenAgain(t *testing.T) {
 		}
 	}
 }
+
+// TestRestorePreservesWhatItChanges restores a chunk of which one piece was changed: the rest is neither preserved nor written.
+func TestRestorePreservesWhatItChanges(t *testing.T) {
+	const piece = 20 * pieceSize
+	m := newSnapModel(t, 4)
+	m.write(0, content(1))
+	m.write(piece, content(2))
+	first := m.period
+	m.set(first)
+	m.checkpoint()
+	m.write(piece, content(3))
+	second := m.period
+	m.set(first, second)
+	m.checkpoint()
+	before := m.r.Stats().Preserved
+	m.want(&wire.Request{Kind: wire.KindRestore, Off: 0, Len: block.ChunkSize, Sums: []uint64{first}}, wire.StatusOK)
+	if n := m.r.Stats().Preserved - before; n != 1 {
+		t.Errorf("%d pieces were preserved for one that a restore changes", n)
+	}
+	for off, tag := range map[int64]uint64{0: 1, piece: 2} {
+		if q := m.read(off, block.Size); !bytes.Equal(q.Data, content(tag)) {
+			t.Errorf("restored at %d: %x", off, q.Data[:16])
+		}
+	}
+	if q := m.readSnap(second, piece); !bytes.Equal(q.Data, content(3)) {
+		t.Errorf("the newer snapshot at %d: %x", piece, q.Data[:16])
+	}
+}

@@ -48,6 +48,9 @@ func (s *snapshots) preserved(o *op) bool {
 		chunk := o.chunk + int64(i)
 		from, n := o.blocks(i)
 		want := piecesOf(int64(from)*block.Size, int64(n)*block.Size)
+		if o.req.Kind == wire.KindRestore {
+			want &= s.restores(o)
+		}
 		if l, want := s.needs(chunk, want, o.req.Period); l != nil {
 			s.keep.add(&preserving{l: l, chunk: chunk, want: s.more(l, chunk, want)}, o.ent[i].sums, func(err error) {
 				if err != nil {
@@ -248,6 +251,9 @@ func (q *preserveRound) sync() {
 	var changes []mapChange
 	data, sums := false, false
 	for _, w := range q.list {
+		if q.l.lost.has(w.chunk) {
+			continue
+		}
 		changes = append(changes, mapChange{chunk: w.chunk, pieces: w.want, check: w.check})
 		data = data || w.check != 0
 		sums = sums || w.check != 0 && w.first

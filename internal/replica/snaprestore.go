@@ -75,6 +75,18 @@ func (r *Replica) restorable(o *op) bool {
 	return false
 }
 
+// restores returns the pieces that a restore changes: what the head has still is left alone.
+func (s *snapshots) restores(o *op) (changed pieceSet) {
+	l, _ := s.view(o.req.Sums[0], o.chunk)
+	list, _ := s.where(l, o.chunk, allPieces, o.req.Off+o.req.Len)
+	for _, x := range list {
+		if x.level != nil {
+			changed |= piecesOf(x.off%block.ChunkSize, x.n)
+		}
+	}
+	return changed
+}
+
 // restore makes the head's chunk what a snapshot holds. The head's was preserved, and the change journaled, before. What the head has still
 // is left alone.
 func (r *Replica) restore(o *op) {
