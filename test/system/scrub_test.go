@@ -274,7 +274,7 @@ func forkCopy(t *testing.T, pool, id string, term uint64, off int64, data []byte
 	wait(func(done func()) { l.Buffers().Put(buf); r.Close(done) })
 }
 
-// Blocks that only a snapshot has rot on one copy, and are repaired from the other; the snapshot is what it was from either copy.
+// Blocks of pieces that were changed since a snapshot rot in it on one copy, and are repaired from the other; the snapshot is what it was from either copy.
 func TestScrubOfSnapshots(t *testing.T) {
 	c := shared(t)
 	v := c.create("kept", "--size", "64Mi", "--zone-spread")
@@ -290,9 +290,9 @@ func TestScrubOfSnapshots(t *testing.T) {
 		data := c.shell(node, "ls "+filepath.Dir(head)+"/snaps/*/data")
 		if node == a {
 			c.rot(node, data, 100)
-			c.rot(node, data, 500)
+			c.rot(node, data, 110)
 		} else {
-			c.rot(node, data, 2200)
+			c.rot(node, data, 2108)
 		}
 	}
 	if f := c.scrub(a, "kept", true).Last.Findings; f.Repaired != 3 || f.Unreadable+f.Differing != 0 {
