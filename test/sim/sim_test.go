@@ -151,15 +151,23 @@ func (c *cluster) settled() bool {
 		return false
 	}
 	for _, v := range c.vols {
-		if !v.finished && (!v.settled() || v.hangs()) {
+		if !v.finished && (!v.settled() || v.disturbed()) {
 			return false
 		}
 	}
 	return true
 }
 
-// hangs reports whether a request has waited for so long that a member may be taken out for it: a disk that was slow may still have it.
-func (v *vol) hangs() bool {
+// disturbed reports whether the coordinator is about to find that a member isn't what it was: a request has waited for so long that a member may be taken out for it, as a
+// disk that was slow may still have it; or a machine has lost its power since, which nobody has noticed.
+func (v *vol) disturbed() bool {
+	for _, col := range v.rec.State.Columns {
+		for _, m := range col.Members {
+			if m.State == spec.InSync && m.Run != "" && m.Run != v.c.node(m.Node).runName {
+				return true
+			}
+		}
+	}
 	g := v.c.node(v.rec.State.Node).guests[v.i]
 	return len(g.pending) > 0 && v.c.w.Now()-g.pending[0].begun > time.Second
 }

@@ -2,6 +2,7 @@ package power
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -93,6 +94,11 @@ func (d *disk) apply(e entry, torn *rand.Rand) error {
 
 // build writes the disk to a file: fresh is the file system as it was made.
 func (d *disk) build(path, fresh string) error {
+	// Another file than the disk before: a mount namespace that was made while that was mounted has it mounted still, and its file system goes on
+	// writing to it.
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	out, err := os.Create(path)
 	if err != nil {
 		return err
