@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"encoding/binary"
 	"testing"
 
 	"keelson.io/keelson/internal/block"
@@ -33,4 +34,25 @@ func FuzzSnapMap(f *testing.F) {
 			t.Error("it holds others when it is written again")
 		}
 	})
+}
+
+// A sector of the older sort says that all pieces of a chunk are held; written again it is one of the newer sort that says the same.
+func TestOldMapSector(t *testing.T) {
+	old := make([]byte, block.Size)
+	p := &mapPart{}
+	p.pieces[3], p.check[3] = mapHeld, 9
+	p.encode(old, 2)
+	le := binary.LittleEndian
+	le.PutUint32(old, snapMapOld)
+	le.PutUint64(old[24:], sectorSum(old[:sectorSize]))
+	var q, r mapPart
+	lost := func(i int) { t.Errorf("chunk %d is lost", i) }
+	if v := q.decode(old, 2, lost); v != frameWhole || q.pieces[3] != allPieces || q.pieces[2] != 0 || q.check[3] != 9 {
+		t.Fatalf("%v: %x", v, q.pieces[:5])
+	}
+	again := make([]byte, block.Size)
+	q.encode(again, 2)
+	if v := r.decode(again, 2, lost); v != frameWhole || r != q || le.Uint32(again) != snapMapM {
+		t.Fatalf("written again: %v: %x", v, r.pieces[:5])
+	}
 }
