@@ -10,6 +10,7 @@ import (
 	"keelson.io/keelson/internal/block"
 	"keelson.io/keelson/internal/engine"
 	"keelson.io/keelson/internal/frontend"
+	"keelson.io/keelson/internal/frontend/frontendtest"
 	"keelson.io/keelson/internal/spec"
 )
 
@@ -234,9 +235,7 @@ func TestLeftoversAreRemoved(t *testing.T) {
 }
 
 func TestNBD(t *testing.T) {
-	if _, err := exec.LookPath("qemu-io"); err != nil {
-		t.Skip("qemu-io isn't installed: package qemu-utils")
-	}
+	frontendtest.NeedTool(t, "qemu-io")
 	t.Parallel()
 	c := newCluster(t, "a", "b")
 	id := c.volume("vol", 64*mib, 1, "a", "b")

@@ -142,10 +142,7 @@ func (m *moving) step() {
 	case x.share:
 		m.to.Clone(&m.op, x.file, x.off, x.n)
 	default:
-		if m.n = min(x.n-m.at, moveStep); m.buf.b == nil {
-			m.buf = m.r.getBuf(int(min(x.n, moveStep)))
-		}
-		if int64(len(m.buf.b)) < m.n {
+		if m.n = min(x.n-m.at, moveStep); int64(len(m.buf.b)) < m.n {
 			m.r.putBuf(m.buf)
 			m.buf = m.r.getBuf(int(m.n))
 		}
@@ -192,8 +189,6 @@ func (m *moving) end(err error) {
 	for len(m.rest) > 0 {
 		m.drop()
 	}
-	if m.buf.b != nil {
-		m.r.putBuf(m.buf)
-	}
+	m.r.putBuf(m.buf)
 	m.done(err)
 }

@@ -18,8 +18,8 @@ func (r *Replica) askSnap(o *op) {
 	switch {
 	case !ok:
 		r.finish(o, wire.StatusNotFound)
-	case l != nil && o.req.Kind == wire.KindSnapCheck && o.have == 0 && l.pieces(o.chunk) != allPieces:
-		r.step(o) // its sums are compared with the head's
+	case l != nil && o.req.Kind == wire.KindSnapCheck && o.have == 0:
+		r.step(o) // its sums may have to be compared with the head's
 	case l != nil && o.req.Kind == wire.KindSnapVerify:
 		(&levelRead{r: r, o: o, l: l}).verify()
 	case l != nil:

@@ -216,7 +216,6 @@ func (c *cloning) held() {
 		c.next()
 		return
 	}
-	r.snaps.settle.marked = true
 	r.snaps.keep.add(&preserving{l: newest, chunk: c.chunk, want: want, share: true}, o.ent[0].sums, func(err error) {
 		release()
 		if err != nil {

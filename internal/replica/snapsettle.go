@@ -2,20 +2,18 @@ package replica
 
 import "keelson.io/keelson/internal/aio"
 
-// settler has the file system forget, when the last snapshot is gone, that the head shared space with a clone: while a file has that mark, writes that may
-// not wait don't go through, and cost several times the processor time. While something is shared still, nothing happens.
+// settler has the file system forget, whenever the last snapshot is gone, that the head shared space with a clone: while a file has that mark, writes that may
+// not wait don't go through, and cost several times the processor time. While something is shared still, or if nothing ever was, nothing happens.
 type settler struct {
-	r      *Replica
-	marked bool // a clone shared the head's space since
-	op     aio.Op
+	r  *Replica
+	op aio.Op
 }
 
 func (s *settler) begin() {
 	r := s.r
-	if !s.marked || s.op.Busy || r.closed {
+	if s.op.Busy || r.closed {
 		return
 	}
-	s.marked = false
 	r.background++
 	s.op.Done = func(_ int, err error) {
 		r.background--
