@@ -158,6 +158,7 @@ func (l *ledger) writeLocal(cmd *exec.Cmd, client, node string) error {
 
 // audit looks for every transaction of the ledger in the database.
 func (l *ledger) audit(ctx context.Context, ip string) (int, error) {
+	all := l.all() // before the database is asked, as the clients go on
 	db, err := sql.Open("postgres", postgresURL(ip))
 	if err != nil {
 		return 0, err
@@ -183,7 +184,6 @@ func (l *ledger) audit(ctx context.Context, ip string) (int, error) {
 	if err := rows.Err(); err != nil {
 		return 0, err
 	}
-	all := l.all()
 	var missing []commit
 	for _, c := range all {
 		if !has[key{c.client, c.seq}] {
