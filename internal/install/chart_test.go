@@ -135,7 +135,7 @@ var kinds = map[string]func() any{
 	"monitoring.coreos.com/v1 ServiceMonitor":         nil,
 	"snapshot.storage.k8s.io/v1 VolumeSnapshotClass":  nil,
 
-	"groupsnapshot.storage.k8s.io/v1beta2 VolumeGroupSnapshotClass": nil,
+	"groupsnapshot.storage.k8s.io/v1 VolumeGroupSnapshotClass": nil,
 
 	"apiextensions.k8s.io/v1 CustomResourceDefinition":  nil,
 	"policy/v1 PodDisruptionBudget":                     nil,

@@ -39,8 +39,10 @@ func runTests(m *testing.M) (code int) {
 		fmt.Printf("%6.1f s  %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
 	}
 	o := options{dir: cluster.DefaultDir(), binary: binary, say: say}
-	if chosen, err := regexp.MatchString(flag.Lookup("test.run").Value.String(), "TestSnapshots"); err != nil || chosen {
-		o.more = []string{"csi-snapshotter", "snapshot-controller"}
+	for _, name := range []string{"TestSnapshots", "TestGroupSnapshots"} {
+		if chosen, err := regexp.MatchString(flag.Lookup("test.run").Value.String(), name); err != nil || chosen {
+			o.more = []string{"csi-snapshotter", "snapshot-controller"}
+		}
 	}
 	s, err := up(ctx, o)
 	if err == nil {

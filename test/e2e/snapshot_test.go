@@ -14,13 +14,8 @@ var withSnapshots = []string{"snapshots.enabled=true", "snapshots.installCRDs=tr
 // place, which is how a claim is restored.
 func TestSnapshots(t *testing.T) {
 	s := newSpace(t, "snapshots", 6*time.Minute)
-	if err := s.install(s.ctx, repository, withSnapshots...); err != nil {
+	if err := s.installSnapshots(); err != nil {
 		t.Fatal(err)
-	}
-	for _, d := range []string{"keelson-controller", "keelson-snapshot-controller"} {
-		if _, err := s.Kubectl(s.ctx, "rollout", "status", "deployment/"+d, "-n", namespace, "--timeout=120s"); err != nil {
-			t.Fatal(err)
-		}
 	}
 	s.apply(fmt.Sprintf(counter, "app"))
 	s.ready(90*time.Second, "app-0")
@@ -75,29 +70,55 @@ func TestSnapshots(t *testing.T) {
 	s.gone(150*time.Second, "data-app-0 "+old+"\n") // the provisioner tries it again after longer and longer pauses
 }
 
+// installSnapshots installs Keelson as a user does who wants snapshots.
+func (s *space) installSnapshots(more ...string) error {
+	if err := s.install(s.ctx, repository, append(more, withSnapshots...)...); err != nil {
+		return err
+	}
+	for _, d := range []string{"keelson-controller", "keelson-snapshot-controller"} {
+		if _, err := s.Kubectl(s.ctx, "rollout", "status", "deployment/"+d, "-n", namespace, "--timeout=120s"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // snapshotsEnd deletes the snapshots: their volumes stay, and nothing else of them.
 func (s *space) snapshotsEnd() {
 	s.t.Helper()
 	s.in("delete", "volumesnapshot", "--all", "--timeout=60s")
-	if out, err := s.Field(s.ctx, "{.items[*].metadata.name}", "volumesnapshotcontents"); err != nil || out != "" {
-		s.t.Errorf("contents of snapshots are left: %s, %v", out, err)
-	}
-	var left []struct{ Volume, Name string }
-	if err := s.keelson(s.ctx, &left, "snapshot", "list"); err != nil || len(left) > 0 {
-		s.t.Errorf("snapshots are left in Keelson: %+v, %v", left, err)
-	}
+	s.noSnapshots(false)
 	s.counts("reads")
-	s.nothingForbidden()
+}
+
+// noSnapshots waits until nothing is left of snapshots. groups says whether the chart was installed with those of groups.
+func (s *space) noSnapshots(groups bool) {
+	s.t.Helper()
+	s.await(60*time.Second, "the snapshots' end", func() error {
+		out, err := s.Field(s.ctx, "{.items[*].metadata.name}", "volumesnapshotcontents")
+		if err == nil && out != "" {
+			err = fmt.Errorf("there are still the contents %s", out)
+		}
+		if err != nil {
+			return err
+		}
+		var left []struct{ Volume, Name string }
+		if err := s.keelson(s.ctx, &left, "snapshot", "list"); err != nil || len(left) > 0 {
+			return fmt.Errorf("in Keelson are still %+v, %v", left, err)
+		}
+		return nil
+	})
+	s.nothingForbidden(groups)
 }
 
 // nothingForbidden looks whether the chart gives Keelson's pods all rights that they ask for.
-func (s *space) nothingForbidden() {
+func (s *space) nothingForbidden(groups bool) {
 	s.t.Helper()
 	for _, c := range []string{"controller", "snapshot-controller", "server"} {
 		out := s.in("logs", "-n", namespace, "-l", "app.kubernetes.io/component="+c, "--all-containers", "--tail=-1", "--prefix", "--max-log-requests=50")
 		for line := range strings.Lines(out) {
 			// Whether there are snapshots of groups, the sidecars only ask, and go on without.
-			if strings.Contains(line, "is forbidden: User") && !strings.Contains(line, "groupsnapshot.storage.k8s.io") {
+			if strings.Contains(line, "is forbidden: User") && (groups || !strings.Contains(line, "groupsnapshot.storage.k8s.io")) {
 				s.t.Errorf("not allowed, and asked for: %s", line)
 				break
 			}

@@ -3,13 +3,14 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
 )
 
 // TestUninstall removes Keelson as docs/ops/uninstall.md says. It is refused while a pod uses a volume. Told to all the same, the pod waits, and goes on when
-// Keelson is there again. Without users nothing is left but what the page says; and installed again, the volumes are there.
+// Keelson is there again. Without users nothing is left but what the page says; and installed again, by `keelson install yaml` and by Helm, the volumes are there.
 //
 // It is the last of all cases.
 func TestUninstall(t *testing.T) {
@@ -34,6 +35,7 @@ func TestUninstall(t *testing.T) {
 	volume := s.volumeOf("data-app-0")
 	s.uninstall()
 	s.await(90*time.Second, "that nothing is left", s.nothingLeft)
+	s.byManifest(volume)
 	if err := s.install(s.ctx, repository); err != nil {
 		t.Fatal(err)
 	}
@@ -114,6 +116,40 @@ func (s *space) uninstall() {
 	})
 	s.podsGone()
 	s.t.Logf("uninstalled in %.1f s", time.Since(began).Seconds())
+}
+
+// byManifest installs Keelson without Helm, has the app run with what its volume has, and deletes it, the namespace included.
+func (s *space) byManifest(volume string) {
+	s.t.Helper()
+	began := time.Now()
+	cmd := exec.CommandContext(s.ctx, s.binary, "install", "yaml", "--namespace", namespace, "--image-repository", keelsonRepository, "--image-tag", keelsonTag,
+		"--engine-shards", "1", "--file-size", "12Gi")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	manifest, err := cmd.Output()
+	if err != nil {
+		s.t.Fatalf("%v: %s", err, stderr.String())
+	}
+	if _, err := s.KubectlInput(s.ctx, string(manifest), "apply", "-f", "-"); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := s.installed(s.ctx); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Logf("installed by a manifest in %.1f s", time.Since(began).Seconds())
+	if _, err := s.volume(volume); err != nil {
+		s.t.Error(err)
+	}
+	s.in("scale", "statefulset", "app", "--replicas=1")
+	s.ready(90*time.Second, "app-0")
+	s.counts("app-0")
+	s.in("scale", "statefulset", "app", "--replicas=0")
+	s.in("wait", "--for=delete", "pod/app-0", "--timeout=60s")
+	if _, err := s.KubectlInput(s.ctx, string(manifest), "delete", "--timeout=120s", "-f", "-"); err != nil {
+		s.t.Fatal(err)
+	}
+	s.podsGone()
+	s.await(90*time.Second, "that nothing is left of the manifest", s.nothingLeft)
 }
 
 // podsGone waits until the pods of all of Keelson's components are gone.
