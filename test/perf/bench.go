@@ -34,7 +34,7 @@ func openBenchOn(ctx context.Context, binary string, m mode, plain bool, r *repo
 	if err := closeLab(); err != nil {
 		return nil, err
 	}
-	l, err := lab.Up(ctx, lab.Config{Name: labName, Binary: binary, Nodes: 3, Zones: 3, Plain: plain})
+	l, err := lab.Up(ctx, lab.Config{Name: labName, Binary: binary, Nodes: 3, Zones: 3, Plain: plain, Settings: settings()})
 	if err != nil {
 		return nil, err
 	}
@@ -76,9 +76,9 @@ func (b *bench) sh(ctx context.Context, node, line string) (string, error) {
 	return string(out), err
 }
 
-// volume makes a volume with a copy on n1 and one on n2 and attaches it to n1.
-func (b *bench) volume(ctx context.Context, name, size, frontend string) (string, error) {
-	if _, err := b.lab.Keelson(ctx, "n1", "volume", "create", name, "--size", size, "--replicas", "2"); err != nil {
+// volume makes a volume with a copy on n1 and one on n2 and attaches it to n1. more are further flags of its creation.
+func (b *bench) volume(ctx context.Context, name, size, frontend string, more ...string) (string, error) {
+	if _, err := b.lab.Keelson(ctx, "n1", append([]string{"volume", "create", name, "--size", size, "--replicas", "2"}, more...)...); err != nil {
 		return "", err
 	}
 	out, err := b.lab.Keelson(ctx, "n1", "volume", "attach", name, "--frontend", frontend)
@@ -132,11 +132,12 @@ func (b *bench) io(ctx context.Context) error {
 	return os.RemoveAll(filepath.Join(b.pool, "raw.img"))
 }
 
+// measure compares all places with the first.
 func (b *bench) measure(ctx context.Context, profile profile, places []place) error {
 	ratios, perOp, rates := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
 	for range b.mode.rounds {
-		var raw float64
-		for _, p := range places {
+		var base float64
+		for i, p := range places {
 			before, err := b.engines()
 			if err != nil {
 				return err
@@ -150,18 +151,19 @@ func (b *bench) measure(ctx context.Context, profile profile, places []place) er
 				return err
 			}
 			rates[p.name] = append(rates[p.name], s.perSecond)
-			if p.name == "raw" {
-				raw = s.perSecond
+			if i == 0 {
+				base = s.perSecond
 				continue
 			}
-			ratios[p.name] = append(ratios[p.name], s.perSecond/raw)
+			ratios[p.name] = append(ratios[p.name], s.perSecond/base)
 			perOp[p.name] = append(perOp[p.name], float64((after-before).Microseconds())/float64(s.operations))
 		}
 	}
-	b.report.note("%s, %s: raw %.0f/s", profile.name, b.suffix(), median(rates["raw"]))
+	base := places[0].name
+	b.report.note("%s, %s: %s %.0f/s", profile.name, b.suffix(), base, median(rates[base]))
 	for _, p := range places[1:] {
 		b.report.atLeast(fmt.Sprintf("%s, %s", profile.name, p.name), b.suffix(), median(ratios[p.name]), profile.want[p.name],
-			fmt.Sprintf("%.0f/s of %.0f/s", median(rates[p.name]), median(rates["raw"])))
+			fmt.Sprintf("%.0f/s of %.0f/s", median(rates[p.name]), median(rates[base])))
 		if profile.cpu {
 			b.report.atMost(fmt.Sprintf("CPU of all engines a write, µs, %s", p.name), b.suffix(), median(perOp[p.name]), wantCPU, "")
 		}

@@ -28,7 +28,7 @@ func main() {
 	out := flag.String("out", "dist/bench.json", "where the figures go, as JSON")
 	base := flag.String("baseline", "test/perf/baseline.json", "recorded figures to compare with")
 	record := flag.Bool("record", false, "make this run the baseline")
-	only := flag.String("only", "", "only these, with commas between: io, plain, pgbench, rejoin, idle, limits, snapshots, failover, leak")
+	only := flag.String("only", "", "only these, with commas between: io, plain, atrest, pgbench, rejoin, idle, limits, snapshots, failover, leak")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
@@ -97,6 +97,7 @@ func parts(binary string, m mode, r *report) []part {
 	return []part{
 		{"io", in(false, (*bench).io)},
 		{"plain", in(true, (*bench).io)},
+		{"atrest", in(false, (*bench).atRest)},
 		{"pgbench", in(false, (*bench).pgbench)},
 		{"rejoin", in(false, (*bench).rejoin)},
 		{"idle", in(false, (*bench).idle)},
