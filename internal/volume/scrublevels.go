@@ -258,6 +258,13 @@ func (p *levelPiece) copy(b, source int, targets uint32) {
 	sum, off := p.reqs[source].Sums[b], p.off+int64(b)*block.Size
 	read := wire.Request{Kind: wire.KindSnapRead, Period: p.period, Off: off, Len: block.Size, Data: p.memory.buf}
 	p.each(1<<source, read, 1, func(_ int, r *wire.Request) {
+		if r.Status == wire.StatusBadSum {
+			// It verified what the snapshot has itself there. What it finds in newer ones, or in the head, isn't what its checksums say.
+			p.reqs[source].Bad[b/64] |= 1 << (b % 64)
+			p.next = b
+			p.mend()
+			return
+		}
 		if r.Status != wire.StatusOK || block.Sum(p.memory.buf) != sum || !p.serves() {
 			p.end(false)
 			return
