@@ -557,3 +557,30 @@ func TestUnreadBlockIsNoProofOfBeingEqual(t *testing.T) {
 	n2.attach(repl.PrevDetached)
 	n2.want(0, pattern(2, 8))
 }
+
+// What was written since the last checkpoint, while a member was away, is told to it also if the others crashed before the next one: their journals say which
+// chunks, and those get a new gen.
+func TestJournaledChunksGetAGen(t *testing.T) {
+	c := newCluster(t, 10, 2, 1)
+	n1, n2, n3 := c.nodes["n1"], c.nodes["n2"], c.nodes["n3"]
+	n3.attach(repl.PrevDetached)
+	n3.write(0, pattern(1, 8))
+	n3.detach()
+	n3.attach(repl.PrevDetached)
+	n2.n.Crash()
+	c.until("n2 is out", func() bool { return !c.allInSync() })
+	n3.write(0, pattern(2, 8))
+	if err := n3.do(block.OpFlush, 0, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	n1.n.Crash()
+	n3.n.Crash()
+	n1.start(false)
+	n3.start(false)
+	n3.attach(repl.PrevOwnDead)
+	n3.want(0, pattern(2, 8))
+	n2.start(false)
+	c.until("in sync", c.allInSync)
+	n3.detach()
+	c.same(0, 0, pattern(2, 8))
+}

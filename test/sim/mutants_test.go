@@ -79,7 +79,7 @@ var mutants = []mutant{
 	{name: "gens-write-lost", quick: true, rule: "14", breaks: "a block of gens isn't written"},
 	{name: "late-sums-forgotten", from: 5001, directed: "last disk fails", rule: "14", breaks: "sums recomputed during a checkpoint leave the journal with it"},
 	{name: "checkpoint-unreconciled", test: "TestCheckpointWaitsForReconciliation", dir: "../../internal/volume", rule: "15", breaks: "a checkpoint drops chunks that aren't reconciled"},
-	{name: "touch-keeps-gen", directed: "reconciling", rule: "16", breaks: "after a crash journaled chunks keep their old gen"},
+	{name: "touch-keeps-gen", test: "TestJournaledChunksGetAGen", dir: "../../internal/volume", rule: "16", breaks: "after a crash journaled chunks keep their old gen"},
 	{name: "syncing-checkpoints", directed: "broken rejoins", rule: "17", breaks: "a syncing member checkpoints"},
 
 	// Rejoin.
@@ -120,7 +120,8 @@ var mutants = []mutant{
 	{name: "resync-ignores-snapshots", test: "TestSnapshots", rule: "37", breaks: "what the snapshots have of a chunk isn't made equal"},
 	{name: "levels-by-record", test: "TestSnapshotIsDeletedWhileCatchingUp", dir: "../../internal/volume", rule: "37", breaks: "a member drops its chunk of a snapshot that is to be deleted, before the source has handed its own to an older one"},
 	{name: "failed-map-forgotten", test: "TestFailedMapIsWrittenAgain", dir: "../../internal/replica", rule: "37", breaks: "a snapshot's map that couldn't be written isn't written again before the member is in sync"},
-	{name: "levels-after-resync", test: "TestStoppedResyncSealsNothing", dir: "../../internal/volume", rule: "37", breaks: "a resync that was stopped goes on with a snapshot's chunk in the member's next session"},
+	{name: "levels-after-resync", test: "TestStoppedResyncSealsNothing", dir: "../../internal/volume", rule: "37", breaks: "a resync that was stopped goes on with a snapshot's chunk in the member's next session",
+		explained: "what it seals too early doesn't match its checksums, and the next resync has the member prove that before it is in sync"},
 	{name: "resync-lists-too-early", test: "TestSnapshots", rule: "37", breaks: "gens are asked for before the changes that the member was sent have ended",
 		explained: "a change that is at the member and not yet at the source, for as long as the list takes, is too rare"},
 
@@ -150,6 +151,6 @@ var mutants = []mutant{
 	{name: "sums-trusted-after-crash", breaks: "sums of journaled chunks aren't recomputed"},
 	{name: "recomputed-sums-win", directed: "rotten source", breaks: "a recomputed sum wins over one that was stored"},
 	{name: "trim-keeps-sums", quick: true, breaks: "a trim leaves the sums"},
-	{name: "torn-record-trusted", directed: "dark fences", stalls: true, breaks: "a torn journal block or meta slot counts"},
+	{name: "torn-record-trusted", test: "TestTorn", dir: "../../internal/replica", breaks: "a torn journal block or meta slot counts"},
 	{name: "meta-in-one-slot", stalls: true, breaks: "meta overwrites its only valid slot"},
 }
