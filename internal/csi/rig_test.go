@@ -33,15 +33,21 @@ type rig struct {
 	dir     string
 }
 
+// needRoot skips a test of real devices without root.
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes loop devices and mounts them")
+	}
+}
+
 // newRig serves a driver of that name on n1. With real devices the test needs root.
 func newRig(t *testing.T, driver string, devices bool) *rig {
 	t.Helper()
 	dir := shortDir(t)
 	var d csitest.Devices
 	if devices {
-		if os.Geteuid() != 0 {
-			t.Skip("needs root: makes loop devices and mounts them")
-		}
+		needRoot(t)
 		d = csitest.Loops{Dir: filepath.Join(dir, "loops")}
 	}
 	return serveRig(t, csitest.NewMemory(d), "n1", driver, dir)

@@ -20,9 +20,7 @@ import (
 
 // TestTrimBySchedule: what a file system that is mounted without discard has freed is given back when it is due, and that is recorded.
 func TestTrimBySchedule(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: makes loop devices and mounts them")
-	}
+	needRoot(t)
 	for _, fs := range []string{"ext4", "xfs"} {
 		t.Run(fs, func(t *testing.T) {
 			dir := shortDir(t)

@@ -29,12 +29,18 @@ type fuseVolume struct {
 	rounds     int // of hammer; it may be read once there is a result
 }
 
+// needRoot skips a test of real devices without root.
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts, and makes loop devices")
+	}
+}
+
 // newFUSEVolume makes the nodes a and b, and attaches a volume with replicas on those of them.
 func newFUSEVolume(t *testing.T, replicas ...string) *fuseVolume {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root to mount and to make loop devices")
-	}
+	needRoot(t)
 	c := newCluster(t, "a", "b")
 	f := &fuseVolume{cluster: c, a: c.nodes["a"], id: c.volume("vol", 16*mib, 1, replicas...), stop: make(chan struct{}), result: make(chan error, 1)}
 	at, err := f.attach()

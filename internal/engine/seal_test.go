@@ -193,9 +193,7 @@ func TestAttachWithoutTheKey(t *testing.T) {
 
 // The engine that follows has the data key from the one before: whoever has the wrapping key isn't asked.
 func TestTakeoverWithoutTheWrappingKey(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root to mount and to make loop devices")
-	}
+	needRoot(t)
 	c := newCluster(t, "a", "b")
 	f := &fuseVolume{cluster: c, a: c.nodes["a"], id: c.volume("vol", 16*mib, 1, "a", "b"), stop: make(chan struct{}), result: make(chan error, 1)}
 	l := c.encrypt(f.id)

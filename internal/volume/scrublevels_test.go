@@ -169,23 +169,8 @@ func TestScrubMendsMaps(t *testing.T) {
 // A snapshot that was taken while a block couldn't be read has checksums of what was there before, and finds, in the head, what is there. No copy has that block: the
 // scrub tells so, and ends.
 func TestScrubOfWhatWasUnread(t *testing.T) {
-	c := newCluster(t, 35, 2, 1)
+	c := unread(t, 35)
 	n1, n2 := c.nodes["n1"], c.nodes["n2"]
-	n1.attach(repl.PrevDetached)
-	n1.write(0, pattern(1, 8))
-	n1.detach()
-	n1.attach(repl.PrevDetached)
-	n2.n.Crash()
-	n1.write(0, pattern(2, 8))
-	if err := n1.do(block.OpFlush, 0, nil, 0); err != nil {
-		t.Fatal(err)
-	}
-	n1.n.Crash()
-	if !n1.n.Disk().BreakSector(n1.head(0), 3*block.Size) {
-		t.Fatal("no sector to break")
-	}
-	n1.start(false)
-	n1.attach(repl.PrevOwnDead)
 	c.take("older")
 	n1.write(1<<20, pattern(3, 1)) // another piece: with it the chunk's checksums are preserved
 	n1.n.Disk().HealSectors()

@@ -524,26 +524,34 @@ func TestUnreadableBlockOfTheOnlyCopy(t *testing.T) {
 	}
 }
 
-// What the only copy can't read after a crash isn't taken for equal to what another copy has: the sum that it has of it is of what was there
-// before, and so is that of a copy that was away.
-func TestUnreadBlockIsNoProofOfBeingEqual(t *testing.T) {
-	c := newCluster(t, 9, 2, 1)
-	n1, n2 := c.nodes["n1"], c.nodes["n2"]
+// unread is a volume of pattern(2, 8) that n1 alone serves. It has crashed since, and can't read block 3 to recompute its sum. n2 is down, and has pattern(1, 8).
+func unread(t *testing.T, seed uint64) *cluster {
+	t.Helper()
+	c := newCluster(t, seed, 2, 1)
+	n1 := c.nodes["n1"]
 	n1.attach(repl.PrevDetached)
 	n1.write(0, pattern(1, 8))
 	n1.detach()
 	n1.attach(repl.PrevDetached)
-	n2.n.Crash()
+	c.nodes["n2"].n.Crash()
 	n1.write(0, pattern(2, 8))
 	if err := n1.do(block.OpFlush, 0, nil, 0); err != nil {
 		t.Fatal(err)
 	}
 	n1.n.Crash()
-	if !n1.n.Disk().BreakSector("/pool/0000000000000001/head", 3*block.Size) {
+	if !n1.n.Disk().BreakSector(n1.head(0), 3*block.Size) {
 		t.Fatal("no sector to break")
 	}
 	n1.start(false)
 	n1.attach(repl.PrevOwnDead)
+	return c
+}
+
+// What the only copy can't read after a crash isn't taken for equal to what another copy has: the sum that it has of it is of what was there
+// before, and so is that of a copy that was away.
+func TestUnreadBlockIsNoProofOfBeingEqual(t *testing.T) {
+	c := unread(t, 9)
+	n1, n2 := c.nodes["n1"], c.nodes["n2"]
 	n2.start(false)
 	c.w.RunFor(time.Minute)
 	if c.allInSync() {

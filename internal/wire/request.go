@@ -93,8 +93,8 @@ const (
 	KindClone
 	// KindSnapUsage fills Sums with two words for each snapshot, ascending: its period, and the bytes on disk that are its own.
 	KindSnapUsage
-	// KindSnapVerify is KindVerify of the snapshot Period, in front of its end: of the data that the snapshot has itself, or the newer one that holds the chunk, or the head.
-	// StatusIOError: its sums can't be read.
+	// KindSnapVerify is KindVerify of what the snapshot Period, or the newer one that holds the chunk for it, has of the chunk itself; or of the head, if none does. In front of
+	// the snapshot's end. StatusIOError: its sums can't be read.
 	KindSnapVerify
 	// KindSnapMend writes Data in place where the snapshot Period has the data itself, durably. Sums must be the sums that it has
 	// there: so whatever interrupts it, the snapshot has what it had, or what it should have.

@@ -2,9 +2,11 @@ package fuseloop_test
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"keelson.io/keelson/internal/aio"
@@ -13,13 +15,16 @@ import (
 	"keelson.io/keelson/internal/frontend/fuseloop"
 )
 
-// needFUSE skips the test on a machine that has no FUSE or loop, or without root.
+// needFUSE skips the test on a machine that has no FUSE or loop, or for a user who may not use them.
 func needFUSE(t testing.TB) {
 	t.Helper()
 	for _, dev := range []string{"/dev/fuse", "/dev/loop-control"} {
 		f, err := os.OpenFile(dev, os.O_RDWR, 0)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.ENODEV) {
+			t.Skipf("%s isn't there, or not for this user: %v", dev, err)
+		}
 		if err != nil {
-			t.Skipf("this machine doesn't let us use %s: %v", dev, err)
+			t.Fatal(err)
 		}
 		f.Close()
 	}
