@@ -7,8 +7,9 @@ import (
 	"hash/crc32"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -214,20 +215,24 @@ func aligned(n int) []byte {
 	return b[off : off+n : off+n]
 }
 
-// lingers waits until a device is gone.
-func lingers(dev string, limit time.Duration) bool {
-	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		f, err := os.Open(dev)
-		if err != nil {
-			return false
-		}
-		_, err = unix.IoctlLoopGetStatus64(int(f.Fd()))
-		f.Close()
-		if errors.Is(err, syscall.ENXIO) {
-			return false
+// loopFile is the backing file of a loop device, "" if it has none. Numbers are the machine's: another lab may have taken one a moment
+// after it became free.
+func loopFile(dev string) string {
+	b, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(dev), "loop/backing_file"))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// lingers waits until the device isn't that file's any more. It doesn't open it: it may be somebody else's by then.
+func lingers(dev, file string, limit time.Duration) bool {
+	for deadline := time.Now().Add(limit); loopFile(dev) == file; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return true
 		}
 	}
-	return true
+	return false
 }
 
 func TestStampsAreTold(t *testing.T) {

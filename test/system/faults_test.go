@@ -28,6 +28,10 @@ func (c *cluster) spread(name string) (w *writer, dev, holder, other, third stri
 func TestFailoverWhenANodeIsCutOff(t *testing.T) {
 	c := shared(t)
 	w, dev, holder, other, _ := c.spread("over")
+	file := loopFile(dev)
+	if file == "" {
+		t.Fatalf("%s has no backing file", dev)
+	}
 
 	w.start(dev)
 	time.Sleep(2 * time.Second) // of load
@@ -58,8 +62,8 @@ func TestFailoverWhenANodeIsCutOff(t *testing.T) {
 	}
 	w.verify(next)
 	c.awaitHealthy(other, "over", 30*time.Second)
-	if lingers(dev, 10*time.Second) && dev != next {
-		t.Errorf("the old device %s is still there", dev)
+	if lingers(dev, file, 10*time.Second) {
+		t.Errorf("the old device %s of %s is still there", dev, file)
 	}
 	w.verify(next)
 	c.keelson(other, "volume", "detach", "over")

@@ -31,8 +31,12 @@ func TestVolumeLifecycle(t *testing.T) {
 	}
 	w.fill(dev, 0, w.blocks)
 	w.verify(dev)
+	file := loopFile(dev)
+	if file == "" {
+		t.Fatalf("%s has no backing file", dev)
+	}
 	c.keelson("n1", "volume", "detach", "life")
-	if lingers(dev, 3*time.Second) {
+	if lingers(dev, file, 3*time.Second) {
 		t.Errorf("%s is still there after detach", dev)
 	}
 

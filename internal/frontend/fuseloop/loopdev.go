@@ -49,6 +49,22 @@ func backing(n int) string {
 // attached reports whether the device is still ours.
 func (d loopDevice) attached() bool { return d.Backing != "" && backing(d.Number) == d.Backing }
 
+// open opens the device if it is ours, else fd is -1. While it is open it can't become another one: the kernel ends a device when the
+// last one closes it.
+func (d loopDevice) open() (fd int, err error) {
+	if !d.attached() {
+		return -1, nil // not even opened: somebody else would seem to be using it
+	}
+	if fd, err = unix.Open(d.path(), unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		return -1, err
+	}
+	if !d.attached() {
+		unix.Close(fd)
+		return -1, nil
+	}
+	return fd, nil
+}
+
 // user says in words who uses the device, "" if nobody does. Whoever has it open only, and
 // neither mounted nor for itself alone, may be gone in a moment: brief.
 func (d loopDevice) user() (by string, brief bool) {
@@ -79,12 +95,12 @@ func (d loopDevice) user() (by string, brief bool) {
 // a moment: they are waited for. Somebody who stays makes it a *frontend.BusyError, and
 // the device stays as it was.
 func (d loopDevice) detach(volume string) error {
-	if !d.attached() {
-		return nil
-	}
-	fd, err := unix.Open(d.path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := d.open()
 	if err != nil {
 		return fmt.Errorf("open %s: %w", d.path(), err)
+	}
+	if fd < 0 {
+		return nil
 	}
 	_, err = unix.IoctlRetInt(fd, unix.LOOP_CLR_FD)
 	unix.Close(fd)
@@ -114,8 +130,8 @@ func (d loopDevice) waitGone(limit time.Duration) bool {
 
 // keep takes a LOOP_CLR_FD back that waits for the last user.
 func (d loopDevice) keep() {
-	fd, err := unix.Open(d.path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
+	fd, err := d.open()
+	if err != nil || fd < 0 {
 		return
 	}
 	defer unix.Close(fd)
@@ -129,11 +145,8 @@ func (d loopDevice) keep() {
 
 // drop ends the device whoever uses it: with its last user at the latest.
 func (d loopDevice) drop() {
-	if !d.attached() {
-		return
-	}
-	fd, err := unix.Open(d.path(), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
+	fd, err := d.open()
+	if err != nil || fd < 0 {
 		return
 	}
 	_, _ = unix.IoctlRetInt(fd, unix.LOOP_CLR_FD)

@@ -154,10 +154,12 @@ func (p *process) line(t *testing.T) string {
 	return strings.TrimSpace(s)
 }
 
-// cleanUp makes sure that nothing waits for a dead server.
-func cleanUp(dir string) {
-	unix.Unmount(filepath.Join(dir, "vol"), unix.MNT_FORCE)
-	unix.Unmount(filepath.Join(dir, "vol"), unix.MNT_DETACH)
+// sweep takes away what a killed server left: nothing may wait for it, and no loop device may stay.
+func sweep(t *testing.T, dir string) {
+	t.Helper()
+	if err := fuseloop.Sweep(filepath.Join(dir, "vol")); err != nil {
+		t.Error(err)
+	}
 }
 
 func dataFile(t *testing.T) (dir, file string) {
@@ -167,7 +169,7 @@ func dataFile(t *testing.T) (dir, file string) {
 	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, takeoverSize)); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cleanUp(dir) })
+	t.Cleanup(func() { sweep(t, dir) })
 	return dir, file
 }
 
@@ -187,7 +189,7 @@ func TestKilledWhileItAttaches(t *testing.T) {
 		case <-time.After(20 * time.Second):
 			t.Fatalf("kill %d: the server waits for itself, for ever", i)
 		}
-		cleanUp(dir)
+		sweep(t, dir)
 	}
 }
 
@@ -231,11 +233,7 @@ func TestAttachWaitsForNoFlush(t *testing.T) {
 func TestKillAndResume(t *testing.T) {
 	needFUSE(t)
 	fio := frontendtest.NeedTool(t, "fio")
-	dir := t.TempDir()
-	file := filepath.Join(dir, "data")
-	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, takeoverSize)); err != nil {
-		t.Fatal(err)
-	}
+	dir, file := dataFile(t)
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -248,11 +246,7 @@ func TestKillAndResume(t *testing.T) {
 	st := p.line(t)
 	device := p.line(t)
 	fd := receiveFD(t, pair[0])
-	t.Cleanup(func() { // whatever happens, nothing may wait for a dead server
-		unix.Unmount(filepath.Join(dir, "vol"), unix.MNT_FORCE)
-		unix.Unmount(filepath.Join(dir, "vol"), unix.MNT_DETACH)
-		fd.Close()
-	})
+	defer fd.Close()
 
 	load := exec.CommandContext(t.Context(), fio, "--name=load", "--filename="+device, "--direct=1", "--ioengine=libaio", "--iodepth=16",
 		"--rw=randrw", "--bsrange=4k-128k", "--blockalign=4k", "--size=48m", "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=256",

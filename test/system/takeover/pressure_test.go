@@ -61,23 +61,36 @@ func smallGroup(t *testing.T) string {
 	return dir
 }
 
-// engineIsApart checks that the engine's memory is in the node's own control group, and locked.
+// engineIsApart waits until the engine's memory is in the node's own control group, and locked, which it does itself once it runs.
 func engineIsApart(t *testing.T, l *lab.Lab) {
 	t.Helper()
-	pid := l.Status()[0].PIDs["engine"]
 	group := l.MemoryGroup("n1")
-	b, err := os.ReadFile(filepath.Join(group, "cgroup.procs"))
-	if group == "" || err != nil || !strings.Contains("\n"+string(b), fmt.Sprintf("\n%d\n", pid)) {
-		t.Fatalf("engine %d isn't in the node's control group %q: %q, %v", pid, group, b, err)
+	if group == "" {
+		t.Fatal("the node has no control group for memory")
 	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
+	apart := func() error {
+		pid := l.Status()[0].PIDs["engine"]
+		b, err := os.ReadFile(filepath.Join(group, "cgroup.procs"))
+		if err != nil || !strings.Contains("\n"+string(b), fmt.Sprintf("\n%d\n", pid)) {
+			return fmt.Errorf("engine %d isn't in the node's control group %q: %q, %v", pid, group, b, err)
+		}
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			return err
+		}
+		_, locked, _ := strings.Cut(string(status), "VmLck:")
+		if kb, err := strconv.Atoi(strings.Fields(locked + " -")[0]); err != nil || kb == 0 {
+			return fmt.Errorf("engine %d has %d KiB of memory locked, %v", pid, kb, err)
+		}
+		return nil
 	}
-	_, locked, _ := strings.Cut(string(status), "VmLck:")
-	if kb, err := strconv.Atoi(strings.Fields(locked + " -")[0]); err != nil || kb == 0 {
-		t.Errorf("the engine has %d KiB of memory locked, %v", kb, err)
+	var err error
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if err = apart(); err == nil {
+			return
+		}
 	}
+	t.Fatal(err)
 }
 
 // Buffered writers whose memory is full of pages that only the engine can write: it never waits for them, nor do they for ever, also

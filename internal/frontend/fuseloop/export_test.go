@@ -1,0 +1,4 @@
+package fuseloop
+
+// Sweep is for tests whose servers are killed.
+var Sweep = sweep
