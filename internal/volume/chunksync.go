@@ -28,6 +28,7 @@ type chunkSync struct {
 	left   int
 	err    error
 	next   int   // block from which to look for differences
+	unread bool  // a block was left out, as it may be read later
 	single int   // up to here, blocks are moved one by one, as the winner has one that isn't intact
 	memory *lent // for what is moved
 	moved  int64
@@ -38,6 +39,8 @@ var (
 	errMember = errors.New("a member didn't answer")
 	errSnaps  = errors.New("which snapshots there are is changing")
 	errBuffer = errors.New("no memory for I/O is free")
+	// errUnread: everything was done but for blocks that may be read later. What else has to be done can be.
+	errUnread = errors.New("no disk can read some blocks now")
 )
 
 // sync starts; done is called later with the chunk still locked, and must call unlock.
@@ -158,6 +161,10 @@ func (s *chunkSync) step() {
 			break
 		}
 	}
+	if first == end && s.unread {
+		s.finish(errUnread)
+		return
+	}
 	if first == end {
 		s.finish(nil)
 		return
@@ -195,7 +202,7 @@ func (s *chunkSync) copyRun(win int, mask uint32, off int64, n int) {
 	s.c.askWith(win, r, s.memory, func(*wire.Request) {
 		switch {
 		case r.Status == wire.StatusOK:
-			s.c.readAgain(off, int64(len(data)))
+			s.c.readAgain(place{off: off}, int64(len(data)))
 			s.write(mask, off, data, sums)
 		case r.Status != wire.StatusBadSum && r.Status != wire.StatusIOError:
 			s.finish(errMember)

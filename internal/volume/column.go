@@ -45,7 +45,7 @@ type column struct {
 	fetches []func()
 	resyncs [repl.MaxMembers]*resync
 	// unreadable are blocks that keep members from catching up because no disk can read them, and since when.
-	unreadable map[int64]time.Duration
+	unreadable map[place]time.Duration
 
 	// dirty has a bit for every chunk that was changed since the last checkpoint.
 	dirty      []uint64

@@ -16,7 +16,7 @@ import (
 // If every in-sync member has it damaged, it is lost: reads of it fail, and will fail on the members in mask too. That must not keep
 // them from becoming in sync, or one bad block of the last copy would leave the rest of the volume without a second one for ever. A
 // block that a disk fails to read isn't lost at once: it may be read later. Only when that went on for unreadableFor the members in mask get a
-// lost one in its place; should the disk read it again after all, reads and scrubs repair them from there.
+// lost one in its place, and they all get theirs at that time, as each round goes on behind a block that is waited for; should the disk read it again after all, reads and scrubs repair them from there.
 //
 // If the winner has been given a lost block, a version whose checksum was recomputed after a crash doesn't take its place: it may be the
 // very damage for which the block was given up, and nothing would show that any more.
@@ -32,14 +32,17 @@ func (s *chunkSync) replace(win int, mask uint32, off int64) {
 	s.c.fetch(first, off, data, func(err error) {
 		switch {
 		case err == nil:
-			s.c.readAgain(off, block.Size)
+			s.c.readAgain(place{off: off}, block.Size)
 			s.write(mask|1<<win, off, data, []uint64{block.Sum(data)})
 		case s.c.v.phase == lost || invariant.Mutant("lost-block-stops-sync"):
 			s.finish(err)
-		case !errors.Is(err, errDamaged) && !s.equals && s.c.unreadableTooLong(off):
+		case !errors.Is(err, errDamaged) && s.equals:
+			s.finish(err)
+		case !errors.Is(err, errDamaged) && s.c.unreadableTooLong(place{off: off}):
 			s.lose(mask, off)
 		case !errors.Is(err, errDamaged):
-			s.finish(err)
+			s.unread = true
+			s.step()
 		default:
 			s.current(mask, off)
 		}
@@ -49,26 +52,32 @@ func (s *chunkSync) replace(win int, mask uint32, off int64) {
 // unreadableFor is how long a disk may fail to read a block that a member needs to be in sync.
 const unreadableFor = 10 * time.Minute
 
-// unreadableTooLong notes that no disk could read the block at off, and reports whether that has gone on for long enough.
-func (c *column) unreadableTooLong(off int64) bool {
+// place is where a block is: in the head, or in the snapshot of a period.
+type place struct {
+	period uint64 // 0 is the head
+	off    int64
+}
+
+// unreadableTooLong notes that no disk could read the block, and reports whether that has gone on for long enough.
+func (c *column) unreadableTooLong(at place) bool {
 	now := c.v.loop.Now()
-	since, known := c.unreadable[off]
+	since, known := c.unreadable[at]
 	if !known {
 		if c.unreadable == nil {
-			c.unreadable = map[int64]time.Duration{}
+			c.unreadable = map[place]time.Duration{}
 		}
-		c.unreadable[off] = now
+		c.unreadable[at] = now
 		c.v.log.Error("a block can't be read, and no other copy has it: its disk fails. A replica that catches up waits for it",
-			"column", c.idx, "off", off, "given_up_after", unreadableFor)
+			"column", c.idx, "off", at.off, "snapshot", c.v.snaps.name(at.period), "given_up_after", unreadableFor)
 		return false
 	}
 	return now-since >= unreadableFor
 }
 
 // readAgain notes that blocks were read.
-func (c *column) readAgain(off, length int64) {
+func (c *column) readAgain(at place, length int64) {
 	for b := range c.unreadable {
-		if b >= off && b < off+length {
+		if b.period == at.period && b.off >= at.off && b.off < at.off+length {
 			delete(c.unreadable, b)
 		}
 	}

@@ -1,6 +1,8 @@
 package volume
 
 import (
+	"errors"
+
 	"keelson.io/keelson/internal/aio"
 	"keelson.io/keelson/internal/block"
 	"keelson.io/keelson/internal/invariant"
@@ -25,6 +27,7 @@ type resync struct {
 	waiting bool
 	stopped bool // the member is out; only what is under way ends
 	failed  bool
+	unread  bool // some blocks may be read later; the rest goes on
 	done    int
 	moved   int64
 }
@@ -128,10 +131,13 @@ func (r *resync) synced(s *chunkSync, err error) {
 	v := r.c.v
 	s.unlock()
 	r.running--
-	if err != nil {
+	switch {
+	case errors.Is(err, errUnread):
+		r.unread = true
+	case err != nil:
 		r.c.log(r.m).Warn("catching up failed; it is tried again", "chunk", s.chunk, "error", err)
 		r.failed = true
-	} else {
+	default:
 		r.done++
 		r.moved += s.moved
 		v.Stats.ResyncedChunks++
@@ -161,7 +167,7 @@ func (r *resync) end() {
 	c.resyncs[r.m] = nil
 	r.stopped = true
 	now := c.v.loop.Now()
-	if r.failed {
+	if r.failed || r.unread {
 		c.rc.CatchUpFailed(r.m, now)
 	} else {
 		c.log(r.m).Info("replica caught up", "chunks", r.done, "bytes", r.moved)

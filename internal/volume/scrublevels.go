@@ -126,7 +126,7 @@ func (p *levelPiece) choose(held [][]uint64) {
 		}
 	}
 	p.period = at.period
-	p.n = min(p.n, p.ends(told)-p.off)
+	p.n = min(p.n, p.s.v.snaps.ends(p.period)-p.off)
 	for m, l := range held {
 		if slices.Contains(l, p.period) {
 			p.hold |= 1 << m
@@ -137,22 +137,8 @@ func (p *levelPiece) choose(held [][]uint64) {
 		p.end(true)
 		return
 	}
-	for _, x := range p.s.v.rec.Snapshots {
-		if x.Period == p.period {
-			p.snapshot = x.Name
-		}
-	}
+	p.snapshot = p.s.v.snaps.name(p.period)
 	p.verify()
-}
-
-// ends is where the snapshot ends in the column; 0 if there is no such snapshot.
-func (p *levelPiece) ends(told []uint64) int64 {
-	for i := 0; i+1 < len(told); i += 2 {
-		if told[i] == p.period {
-			return int64(told[i+1])
-		}
-	}
-	return 0
 }
 
 func (p *levelPiece) verify() {
@@ -205,6 +191,10 @@ func (p *levelPiece) seal(m int) {
 	p.each(1<<source, wire.Request{Kind: wire.KindSnapSums, Period: p.period}, block.PerChunk, func(_ int, sums *wire.Request) {
 		if sums.Status != wire.StatusOK {
 			p.end(false)
+			return
+		}
+		if slices.Contains(sums.Sums, block.LostSum) {
+			p.verify() // the source was given them as nobody could read those of m; they may be read again
 			return
 		}
 		p.each(1<<m, wire.Request{Kind: wire.KindSnapSeal, Period: p.period, Sums: sums.Sums}, 0, func(_ int, r *wire.Request) {
@@ -319,7 +309,7 @@ func (p *levelPiece) end(ok bool) {
 		}
 		cost = max(cost, data)
 		s.count(p.found, data)
-		if s.levels.at += p.n; s.levels.at >= block.ChunkSize || p.off+p.n >= p.ends(s.v.snaps.told) {
+		if s.levels.at += p.n; s.levels.at >= block.ChunkSize || p.off+p.n >= s.v.snaps.ends(p.period) {
 			s.levels = scrubLevels{on: true, below: p.period}
 		}
 	} else if p.deaf != 0 {

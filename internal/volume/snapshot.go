@@ -97,6 +97,26 @@ func (s *snapshotter) has(period uint64) bool {
 	return false
 }
 
+// ends is where the snapshot that the members were told of ends in a column; 0 if there is no such snapshot.
+func (s *snapshotter) ends(period uint64) int64 {
+	for i := 0; i+1 < len(s.told); i += 2 {
+		if s.told[i] == period {
+			return int64(s.told[i+1])
+		}
+	}
+	return 0
+}
+
+// name is what people call the snapshot of a period; "" if the record doesn't know it.
+func (s *snapshotter) name(period uint64) string {
+	for _, x := range s.v.rec.Snapshots {
+		if x.Period == period {
+			return x.Name
+		}
+	}
+	return ""
+}
+
 // any reports whether there is, or may be, a snapshot.
 func (s *snapshotter) any() bool { return len(s.v.rec.Snapshots) > 0 || s.pending != 0 }
 

@@ -141,3 +141,69 @@ func TestSnapshotIsDeletedWhileCatchingUp(t *testing.T) {
 		}
 	}
 }
+
+// What the only copy can't read of a snapshot keeps another copy from becoming in sync for a while, all of it for the same while, and not for ever:
+// neither blocks nor checksums. It isn't lost if the disk reads it again.
+func TestUnreadableSnapshotOfTheOnlyCopy(t *testing.T) {
+	const unreadableFor = 10 * time.Minute
+	for _, x := range []struct {
+		file   string
+		at     []int64
+		heals  time.Duration
+		intact []int // blocks
+		lost   int64
+	}{
+		{"data", []int64{3 * block.Size, 5 * block.Size}, time.Minute, []int{0, 1, 2, 3, 4, 5, 6, 7}, 0},
+		{"data", []int64{3 * block.Size, 5 * block.Size}, time.Hour, []int{0, 1, 2, 4, 6, 7}, 2},
+		{"sums", []int64{0}, time.Minute, []int{0, 1, 2, 3, 4, 5, 6, 7}, 0},
+		{"sums", []int64{0}, time.Hour, nil, block.PerChunk},
+	} {
+		c := newCluster(t, 52, 2, 1)
+		n1, n2 := c.nodes["n1"], c.nodes["n2"]
+		n1.attach(repl.PrevDetached)
+		n1.write(0, pattern(1, 8))
+		n2.n.Crash()
+		c.until("n2 is out", func() bool { return !c.allInSync() })
+		period := c.take("s")
+		n1.write(0, pattern(2, 8))
+		c.take("after") // all of that is on the disk
+		disk := n1.n.Disk()
+		for _, at := range x.at {
+			if !disk.BreakSector(n1.level(period, x.file), at) {
+				t.Fatalf("no sector of %s to break at %d", x.file, at)
+			}
+		}
+		n2.start(false)
+		healed := false
+		c.w.After(x.heals, "the disk reads it again", func() { disk.HealSectors(); healed = true })
+		c.w.RunFor(30 * time.Second)
+		if c.allInSync() {
+			t.Fatalf("%s: in sync without what may be read yet", x.file)
+		}
+		began := c.w.Now()
+		c.until("in sync", c.allInSync)
+		if took := c.w.Now() - began; took > min(x.heals, unreadableFor)+time.Minute || took < min(x.heals, unreadableFor)-time.Minute {
+			t.Errorf("%s: in sync after %v; the disk reads it again after %v", x.file, took, x.heals)
+		}
+		n1.want(0, pattern(2, 8))
+		got, want := make([]byte, block.Size), pattern(1, 8)
+		for _, b := range x.intact {
+			n2.n.Disk().Peek(n2.level(period, "data"), got, int64(b)*block.Size)
+			if !bytes.Equal(got, want[b*block.Size:(b+1)*block.Size]) {
+				t.Errorf("%s: block %d of the snapshot isn't on n2", x.file, b)
+			}
+		}
+		if f := c.scrub(""); f.Unreadable != x.lost {
+			t.Errorf("%s: %d blocks are unreadable, want %d: %+v", x.file, f.Unreadable, x.lost, f)
+		}
+		if c.until("healed", func() bool { return healed }); x.file == "sums" {
+			c.w.RunFor(time.Minute)
+			continue
+		}
+		c.scrub("")
+		if f := c.scrub(""); f.Unreadable+f.Repaired != 0 {
+			t.Errorf("%s: when the disk reads it again: %+v", x.file, f)
+		}
+		c.keeps(period, 0, pattern(1, 8))
+	}
+}

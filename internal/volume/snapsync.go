@@ -77,6 +77,10 @@ func (r *resync) afterChanges(then func()) {
 //
 //	levels of both -> those that only the member has are dropped -> from the newest on: compare sums -> replace what differs
 //
+// What the source's disk can't read is asked of the other in-sync members. What none of them can read for unreadableFor is lost: blocks stay
+// damaged, as their sums say what they were, and a chunk of which nobody knows the sums is given those of lost blocks. As in the head, that
+// must not keep the member from becoming in sync.
+//
 // It is of one resync: nothing of it is sent any more when that was stopped. The member may be in its next session by then, where the
 // next resync decides which snapshots it has.
 type levelSync struct {
@@ -91,6 +95,10 @@ type levelSync struct {
 	sums   []uint64 // of the level at the source
 	base   []uint64 // of what it is replaced on
 	next   int      // block from which to look for differences
+	most   int      // blocks that are read at a time
+	left   bool     // a block of the level was left out, as it may be read later
+	unread bool     // so was one of any level
+	gone   bool     // nobody can read the level's sums: they are those of lost blocks
 	memory *lent
 	moved  int64
 	done   func(moved int64, err error)
@@ -183,23 +191,38 @@ func (l *levelSync) dropNext() {
 }
 
 func (l *levelSync) levelNext() {
+	if len(l.want) == 0 && l.unread {
+		l.finish(errUnread)
+		return
+	}
 	if len(l.want) == 0 {
 		l.finish(nil)
 		return
 	}
 	p := l.want[0]
-	from := &wire.Request{Kind: wire.KindSnapSums, Period: p, Sums: make([]uint64, block.PerChunk)}
-	l.must(l.source, from, func() {
-		l.sums = from.Sums
-		if !slices.Contains(l.have, p) {
+	q := &wire.Request{Kind: wire.KindSnapSums, Period: p, Sums: make([]uint64, block.PerChunk)}
+	l.inTurn(q, l.source, func(ok, _, unread bool) {
+		l.sums, l.gone = q.Sums, !ok
+		switch at := (place{p, l.off()}); {
+		case ok:
+			l.c.readAgain(at, block.Size)
+		case !unread || l.c.v.snaps.ends(p) <= at.off:
+			l.finish(errMember)
+			return
+		case l.c.unreadableTooLong(at):
+			l.giveUp(p)
+		default:
+			l.levelLater()
+			return
+		}
+		if l.gone || !slices.Contains(l.have, p) {
 			l.replace(p)
 			return
 		}
 		to := &wire.Request{Kind: wire.KindSnapCheck, Period: p, Sums: make([]uint64, block.PerChunk)}
 		l.ask(l.m, to, func(*wire.Request) {
 			if to.Status == wire.StatusOK && slices.Equal(to.Sums, l.sums) {
-				l.want = l.want[1:]
-				l.levelNext()
+				l.levelDone()
 				return
 			}
 			l.replace(p) // also if they can't be read
@@ -207,11 +230,33 @@ func (l *levelSync) levelNext() {
 	})
 }
 
+func (l *levelSync) levelDone() {
+	l.want = l.want[1:]
+	l.levelNext()
+}
+
+// levelLater leaves the level as it is on the member, and goes on with the next: it may be read later.
+func (l *levelSync) levelLater() {
+	l.unread = true
+	l.levelDone()
+}
+
+// giveUp has every block of the chunk be lost in the snapshot.
+func (l *levelSync) giveUp(p uint64) {
+	l.c.v.log.Error("a chunk of a snapshot is lost: no in-sync copy can read its checksums. Reads of it fail; delete the snapshot if it isn't needed",
+		"column", l.c.idx, "off", l.off(), "snapshot", l.c.v.snaps.name(p))
+	l.gone = true
+	l.sums = make([]uint64, block.PerChunk)
+	for b := range min(block.PerChunk, (l.c.v.snaps.ends(p)-l.off())/block.Size) {
+		l.sums[b] = block.LostSum
+	}
+}
+
 // replace makes the member's chunk of the level anew, from what it has in the next newer one.
 func (l *levelSync) replace(p uint64) {
 	q := &wire.Request{Kind: wire.KindSnapOpen, Period: p, Sums: make([]uint64, block.PerChunk)}
 	l.must(l.m, q, func() {
-		l.base, l.next = q.Sums, 0
+		l.base, l.next, l.most, l.left = q.Sums, 0, block.MaxBlocks, false
 		l.copyNext(p)
 	})
 }
@@ -221,10 +266,11 @@ func (l *levelSync) copyNext(p uint64) {
 	first, n := l.run()
 	if n == 0 {
 		seal := &wire.Request{Kind: wire.KindSnapSeal, Period: p, Sums: l.sums}
-		l.must(l.m, seal, func() {
-			l.want = l.want[1:]
-			l.levelNext()
-		})
+		if l.left {
+			l.levelLater()
+			return
+		}
+		l.must(l.m, seal, l.levelDone)
 		return
 	}
 	l.next = first + n
@@ -236,52 +282,87 @@ func (l *levelSync) copyNext(p uint64) {
 	}
 	data := l.memory.buf[:n*block.Size]
 	off := int64(first) * block.Size
-	l.read(l.source, 0, p, off, data, func(sums []uint64, bad [16]uint64) {
-		if sums == nil {
-			l.finish(errMember)
-			return
-		}
-		if bad != [16]uint64{} {
-			// No copy of it is intact. It stays so: its sum says what it was.
-			l.c.v.log.Error("no intact copy of blocks of a snapshot", "column", l.c.idx, "off", l.off()+off, "period", p)
-			block.SumAll(sums, data)
-		}
+	write := func(sums []uint64) {
 		l.moved += int64(len(data))
 		l.must(l.m, &wire.Request{Kind: wire.KindSnapWrite, Period: p, Off: off, Len: int64(len(data)), Data: data, Sums: sums}, func() { l.copyNext(p) })
+	}
+	if l.gone {
+		block.PutLost(data)
+		write(l.sums[first : first+n])
+		return
+	}
+	q := &wire.Request{Kind: wire.KindSnapRead, Period: p, Off: off, Len: int64(len(data)), Data: data, Sums: make([]uint64, n)}
+	l.inTurn(q, l.source, func(ok, bad, unread bool) {
+		at := place{p, l.off() + off}
+		switch {
+		case ok:
+			l.c.readAgain(at, int64(n)*block.Size)
+		case unread && n > 1:
+			l.next, l.most = first, 1 // which of them is it?
+			l.copyNext(p)
+			return
+		case !unread && !bad:
+			l.finish(errMember)
+			return
+		case unread && !l.c.unreadableTooLong(at):
+			l.left = true
+			l.copyNext(p)
+			return
+		default:
+			// No copy of it is intact. It stays so: its sum says what it was.
+			l.c.v.log.Error("no intact copy of blocks of a snapshot", "column", l.c.idx, "off", at.off, "snapshot", l.c.v.snaps.name(p))
+			if unread {
+				block.PutLost(data)
+			}
+			block.SumAll(q.Sums, data)
+		}
+		write(q.Sums)
 	})
 }
 
 // run returns the next blocks that differ from the base and aren't zeros.
 func (l *levelSync) run() (first, n int) {
-	differs := func(b int) bool { return l.sums[b] != 0 && l.sums[b] != l.base[b] }
+	differs := func(b int) bool { return l.sums[b] != 0 && (l.gone || l.sums[b] != l.base[b]) }
 	for first = l.next; first < block.PerChunk && !differs(first); first++ {
 	}
-	for first+n < block.PerChunk && n < block.MaxBlocks && differs(first+n) {
+	for first+n < block.PerChunk && n < l.most && differs(first+n) {
 		n++
 	}
 	return first, n
 }
 
-// read reads from a snapshot at member m, and from other in-sync members if blocks aren't intact there. then gets the sums that the data
-// has to have, nil if nobody could be asked, and the blocks that no copy has intact.
-func (l *levelSync) read(m int, tried uint32, p uint64, off int64, data []byte, then func(sums []uint64, bad [16]uint64)) {
-	q := &wire.Request{Kind: wire.KindSnapRead, Period: p, Off: off, Len: int64(len(data)), Data: data, Sums: make([]uint64, len(data)/block.Size)}
-	l.ask(m, q, func(*wire.Request) {
-		switch q.Status {
-		case wire.StatusOK:
-			then(q.Sums, [16]uint64{})
-			return
-		case wire.StatusBadSum:
-		default:
-			then(nil, [16]uint64{})
-			return
-		}
-		tried |= 1 << m
-		rest := l.c.rc.InSync() &^ tried
-		if rest == 0 {
-			then(q.Sums, q.Bad)
-			return
-		}
-		l.read(bits.TrailingZeros32(rest), tried, p, off, data, then)
-	})
+// inTurn asks the in-sync members the same, m first, until one has it intact: ok. Otherwise bad says that one has damaged data, which is in q, and
+// unread that a disk didn't read; neither is set if one can't be asked.
+func (l *levelSync) inTurn(q *wire.Request, m int, then func(ok, bad, unread bool)) {
+	var tried uint32
+	var bad, unread bool
+	off := q.Off
+	var next func(m int)
+	next = func(m int) {
+		q.Off, q.Bad = off, [16]uint64{}
+		l.ask(m, q, func(*wire.Request) {
+			tried |= 1 << m
+			switch {
+			case l.c.rc.InSync()&(1<<m) == 0:
+				then(false, false, false)
+				return
+			case q.Status == wire.StatusOK:
+				then(true, false, false)
+				return
+			case q.Status == wire.StatusBadSum:
+				bad = true
+			case q.Status == wire.StatusIOError:
+				unread = true
+			default:
+				then(false, false, false)
+				return
+			}
+			if rest := l.c.rc.InSync() &^ tried; rest != 0 {
+				next(bits.TrailingZeros32(rest))
+				return
+			}
+			then(false, bad, unread)
+		})
+	}
+	next(m)
 }

@@ -482,8 +482,8 @@ func TestDetachWhileRejoining(t *testing.T) {
 	}
 }
 
-// A block of the only copy that its disk can't read keeps another copy from becoming in sync for a while, not for ever. The block isn't
-// lost by that: when the disk reads it again, it is there on both.
+// Blocks of the only copy that its disk can't read keep another copy from becoming in sync for a while, all of them for the same while, and not for
+// ever. They aren't lost by that: when the disk reads them again, they are there on both.
 func TestUnreadableBlockOfTheOnlyCopy(t *testing.T) {
 	const unreadableFor = 10 * time.Minute
 	for _, heals := range []time.Duration{time.Minute, time.Hour} {
@@ -494,7 +494,7 @@ func TestUnreadableBlockOfTheOnlyCopy(t *testing.T) {
 		n2.n.Crash()
 		n1.write(0, pattern(2, 8))
 		disk := n1.n.Disk()
-		if err := n1.do(block.OpFlush, 0, nil, 0); err != nil || !disk.BreakSector("/pool/0000000000000001/head", 3*block.Size) {
+		if err := n1.do(block.OpFlush, 0, nil, 0); err != nil || !disk.BreakSector(n1.head(0), 3*block.Size) || !disk.BreakSector(n1.head(0), 6*block.Size) {
 			t.Fatalf("no sector to break: %v", err)
 		}
 		n2.start(false)
@@ -509,10 +509,12 @@ func TestUnreadableBlockOfTheOnlyCopy(t *testing.T) {
 			t.Errorf("in sync after %v; the disk reads the block again after %v", took, heals)
 		}
 		n1.want(0, pattern(2, 3))
-		n1.want(4*block.Size, pattern(2, 4))
+		n1.want(4*block.Size, pattern(2, 8)[4*block.Size:6*block.Size])
 		if heals > unreadableFor {
-			if err := n1.do(block.OpRead, 3*block.Size, make([]byte, block.Size), 0); !errors.Is(err, syscall.EIO) {
-				t.Errorf("read of what nobody can read: %v", err)
+			for _, b := range []int64{3, 6} {
+				if err := n1.do(block.OpRead, b*block.Size, make([]byte, block.Size), 0); !errors.Is(err, syscall.EIO) {
+					t.Errorf("read of what nobody can read: %v", err)
+				}
 			}
 			c.w.RunFor(heals)
 		}

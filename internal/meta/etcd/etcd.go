@@ -116,7 +116,7 @@ func failed(ctx context.Context, what string, err error) error {
 		return err
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("%s: %w: no answer in time", what, meta.ErrUnavailable)
+		return fmt.Errorf("%s: %w: no answer in time: most of its members are away, or their disks are overloaded, see `keelson status`; whether it was done isn't known, repeat it", what, meta.ErrUnavailable)
 	}
 	return fmt.Errorf("%s: %w: %v", what, meta.ErrUnavailable, rpctypes.Error(err))
 }
