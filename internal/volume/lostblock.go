@@ -40,6 +40,8 @@ func (s *chunkSync) replace(win int, mask uint32, off int64) {
 			s.finish(err)
 		case !errors.Is(err, errDamaged) && s.c.unreadableTooLong(place{off: off}):
 			s.lose(mask, off)
+		case !errors.Is(err, errDamaged) && s.c.manyUnreadable():
+			s.finish(errUnread)
 		case !errors.Is(err, errDamaged):
 			s.unread = true
 			s.step()
@@ -49,8 +51,13 @@ func (s *chunkSync) replace(win int, mask uint32, off int64) {
 	})
 }
 
-// unreadableFor is how long a disk may fail to read a block that a member needs to be in sync.
-const unreadableFor = 10 * time.Minute
+const (
+	// unreadableFor is how long a disk may fail to read a block that a member needs to be in sync.
+	unreadableFor = 10 * time.Minute
+	// unreadableMax is how many blocks are waited for together. A disk that fails to read more is asked for nothing else meanwhile: it may take
+	// seconds for each.
+	unreadableMax = 64
+)
 
 // place is where a block is: in the head, or in the snapshot of a period.
 type place struct {
@@ -72,6 +79,17 @@ func (c *column) unreadableTooLong(at place) bool {
 		return false
 	}
 	return now-since >= unreadableFor
+}
+
+// manyUnreadable reports whether as many blocks are waited for as may be.
+func (c *column) manyUnreadable() bool {
+	n := 0
+	for _, since := range c.unreadable {
+		if c.v.loop.Now()-since < unreadableFor {
+			n++
+		}
+	}
+	return n >= unreadableMax
 }
 
 // readAgain notes that blocks were read.

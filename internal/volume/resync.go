@@ -134,6 +134,7 @@ func (r *resync) synced(s *chunkSync, err error) {
 	switch {
 	case errors.Is(err, errUnread):
 		r.unread = true
+		r.failed = r.failed || r.c.manyUnreadable()
 	case err != nil:
 		r.c.log(r.m).Warn("catching up failed; it is tried again", "chunk", s.chunk, "error", err)
 		r.failed = true

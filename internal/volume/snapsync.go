@@ -304,6 +304,9 @@ func (l *levelSync) copyNext(p uint64) {
 		case !unread && !bad:
 			l.finish(errMember)
 			return
+		case unread && !l.c.unreadableTooLong(at) && l.c.manyUnreadable():
+			l.finish(errUnread)
+			return
 		case unread && !l.c.unreadableTooLong(at):
 			l.left = true
 			l.copyNext(p)

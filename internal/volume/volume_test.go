@@ -526,6 +526,36 @@ func TestUnreadableBlockOfTheOnlyCopy(t *testing.T) {
 	}
 }
 
+// A disk that reads nothing any more isn't asked for all of a volume again and again; what it can't read is given up in groups.
+func TestUnreadableDisk(t *testing.T) {
+	c := newCluster(t, 8, 2, 1)
+	n1, n2 := c.nodes["n1"], c.nodes["n2"]
+	n1.attach(repl.PrevDetached)
+	n2.n.Crash()
+	const blocks = 100
+	n1.write(0, pattern(1, blocks))
+	if err := n1.do(block.OpFlush, 0, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	for b := range int64(blocks) {
+		if !n1.n.Disk().BreakSector(n1.head(0), b*block.Size) {
+			t.Fatal("no sector to break")
+		}
+	}
+	n2.start(false)
+	c.w.RunFor(9 * time.Minute)
+	if n := n1.vol.Stats.Unreadable; n > 300 {
+		t.Errorf("blocks were asked for in vain %d times in 9 minutes", n)
+	}
+	c.w.RunFor(5 * time.Minute)
+	if c.allInSync() {
+		t.Fatal("all of them were given up at once")
+	}
+	c.until("in sync", c.allInSync)
+	n1.n.Disk().HealSectors()
+	n1.want(0, pattern(1, blocks))
+}
+
 // unread is a volume of pattern(2, 8) that n1 alone serves. It has crashed since, and can't read block 3 to recompute its sum. n2 is down, and has pattern(1, 8).
 func unread(t *testing.T, seed uint64) *cluster {
 	t.Helper()
