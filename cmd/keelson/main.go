@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"keelson.io/keelson/internal/lab"
+	"keelson.io/keelson/internal/meta"
 	"keelson.io/keelson/internal/pki"
 	"keelson.io/keelson/internal/server"
 	"keelson.io/keelson/internal/spec"
@@ -142,6 +143,12 @@ func exitCode(err error) int {
 		return exitConflict
 	case errors.Is(err, pki.ErrOtherCluster), errors.Is(err, pki.ErrAPITokenForm), errors.Is(err, pki.ErrAPITokenCluster):
 		return exitDenied
+	case errors.Is(err, meta.ErrNotFound):
+		return exitNotFound
+	case errors.Is(err, server.ErrAlive):
+		return exitConflict
+	case errors.Is(err, meta.ErrUnavailable):
+		return exitUnavailable
 	case errors.As(err, &usage), errors.As(err, &invalid):
 		return exitUsage
 	case errors.Is(err, server.ErrPermanent):

@@ -77,7 +77,11 @@ func newRecoverLostCommand(g *globalOptions) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return server.DeclareLost(cmd.Context(), cfg, nodes)
+			if err := server.DeclareLost(cmd.Context(), cfg, nodes); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "Not waited for any more: %s. Never start them again with what they have: wipe them first.\n", strings.Join(nodes, ", "))
+			return nil
 		},
 	}
 }

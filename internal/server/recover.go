@@ -39,6 +39,8 @@ type recoverRequest struct {
 
 // Errors of recovering the metadata.
 var (
+	// ErrAlive: a node can't be lost whose server runs.
+	ErrAlive = errors.New("it is alive, and what it has is waited for")
 	// ErrQuorum: the metadata has its quorum.
 	ErrQuorum = errors.New("the metadata has its quorum")
 	// ErrNothingToRecover: this node has neither a copy of the metadata nor a snapshot of it.
@@ -247,7 +249,8 @@ func restartChild(dataDir, name string) bool {
 	return err == nil && pid > 1 && syscall.Kill(pid, syscall.SIGTERM) == nil
 }
 
-// DeclareLost adds nodes to those that aren't waited for since the last recovery of the metadata.
+// DeclareLost adds nodes to those that aren't waited for since the last recovery of the metadata: all of them, or none. The error is a
+// meta.ErrNotFound if the cluster hasn't such a node, an ErrAlive if it runs.
 func DeclareLost(ctx context.Context, cfg Config, nodes []string) error {
 	st, err := ReadState(cfg.DataDir)
 	if err != nil {
@@ -263,11 +266,13 @@ func DeclareLost(ctx context.Context, cfg Config, nodes []string) error {
 		return err
 	}
 	for _, n := range nodes {
-		if _, err := store.Node(ctx, n); err != nil {
+		if _, err := store.Node(ctx, n); errors.Is(err, meta.ErrNotFound) {
+			return fmt.Errorf("the cluster has no node %s, see `keelson node list`: %w", n, err)
+		} else if err != nil {
 			return err
 		}
 		if alive[n] {
-			return fmt.Errorf("node %s is alive: what it has is waited for", n)
+			return fmt.Errorf("node %s: %w; stop `keelson server` there first if its data is gone all the same", n, ErrAlive)
 		}
 	}
 	return store.Declare(ctx, nodes...)

@@ -125,6 +125,7 @@ func TestMetadataRecovery(t *testing.T) {
 	w.verify(dev)
 
 	t.Run("from a snapshot", func(t *testing.T) { c.in(t).recoverFromSnapshot(w, other, keys) })
+	t.Run("with nodes that are gone for good", func(t *testing.T) { c.in(t).recoverAlone(w, other) })
 }
 
 // recoverFromSnapshot loses all of the metadata, and what engines remember of it, with a volume attached, one that is younger than the
@@ -179,6 +180,35 @@ func (c *cluster) recoverFromSnapshot(w *writer, holder string, keys wrapKeys) {
 			c.T.Errorf("%s isn't what it was", name)
 		}
 	}
+}
+
+// recoverAlone loses all other nodes, one of which is said to be gone only later, and takes the state from a file that is named.
+func (c *cluster) recoverAlone(w *writer, holder string) {
+	w.t = c.T
+	c.keelson(holder, "volume", "create", "rest", "--size", "64Mi", "--replicas", "3")
+	dev := c.volume(holder, "busy").Device
+	gone := slices.DeleteFunc(slices.Clone(c.Nodes()), func(n string) bool { return n == holder })
+	saved := c.savedAgain(holder)
+	w.start(dev)
+	c.each(gone, c.Kill)
+	if said := c.keelson(holder, "recover", "--yes", "--snapshot", saved, "--lost", gone[0]); !strings.Contains(said, "the snapshot "+saved) {
+		c.T.Errorf("recovered with: %s", said)
+	}
+	if said := c.keelson(holder, "status"); !strings.Contains(said, gone[1]) {
+		c.T.Errorf("who is waited for: %s", said)
+	}
+	c.refused(unavailable, []string{"recovered", "keelson status"}, holder, "volume", "attach", "rest", "--node", holder)
+	c.refused(notFound, []string{"n9"}, holder, "recover", "lost", "n9")
+	c.refused(conflict, []string{holder, "alive"}, holder, "recover", "lost", gone[1], holder)
+	c.keelson(holder, "recover", "lost", gone[1])
+	c.Eventually(60*time.Second, "what only this node has counts", func() error {
+		_, err := c.Keelson(c.ctx(), holder, "volume", "attach", "rest", "--node", holder, "--wait", "5s")
+		return err
+	})
+	if err := w.halt(); err != nil {
+		c.T.Fatalf("writes failed: %v", err)
+	}
+	w.verify(dev)
 }
 
 // youngSecrets makes an encrypted volume and a clone of it, wraps their keys anew, takes the old wrapping key away when the copies say how the keys are wrapped
