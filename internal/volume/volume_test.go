@@ -505,7 +505,7 @@ func TestUnreadableBlockOfTheOnlyCopy(t *testing.T) {
 		}
 		began := c.w.Now()
 		c.until("in sync", c.allInSync)
-		if took := c.w.Now() - began; took > heals && took > unreadableFor+time.Minute || took < min(heals, unreadableFor)-time.Minute {
+		if took := c.w.Now() - began; took > unreadableFor+time.Minute || took < min(heals, unreadableFor)-time.Minute {
 			t.Errorf("in sync after %v; the disk reads the block again after %v", took, heals)
 		}
 		n1.want(0, pattern(2, 3))
