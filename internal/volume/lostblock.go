@@ -15,8 +15,9 @@ import (
 //
 // If every in-sync member has it damaged, it is lost: reads of it fail, and will fail on the members in mask too. That must not keep
 // them from becoming in sync, or one bad block of the last copy would leave the rest of the volume without a second one for ever. A
-// block that a disk fails to read isn't lost at once: it may be read later. Only when that went on for unreadableFor the members in mask get a
-// lost one in its place, and they all get theirs at that time, as each round goes on behind a block that is waited for; should the disk read it again after all, reads and scrubs repair them from there.
+// block that a disk fails to read isn't lost at once: it may be read later. It is left out, and the next round tries it again, so that all such blocks
+// are waited for at the same time. Only when that went on for unreadableFor the members in mask get a lost one in its place; should the disk read
+// it again after all, reads and scrubs repair them from there.
 //
 // If the winner has been given a lost block, a version whose checksum was recomputed after a crash doesn't take its place: it may be the
 // very damage for which the block was given up, and nothing would show that any more.
@@ -36,17 +37,17 @@ func (s *chunkSync) replace(win int, mask uint32, off int64) {
 			s.write(mask|1<<win, off, data, []uint64{block.Sum(data)})
 		case s.c.v.phase == lost || invariant.Mutant("lost-block-stops-sync"):
 			s.finish(err)
-		case !errors.Is(err, errDamaged) && s.equals:
+		case errors.Is(err, errDamaged):
+			s.current(mask, off)
+		case s.equals:
 			s.finish(err)
-		case !errors.Is(err, errDamaged) && s.c.unreadableTooLong(place{off: off}):
+		case s.c.unreadableTooLong(place{off: off}):
 			s.lose(mask, off)
-		case !errors.Is(err, errDamaged) && s.c.manyUnreadable():
+		case s.c.manyUnreadable():
 			s.finish(errUnread)
-		case !errors.Is(err, errDamaged):
+		default:
 			s.unread = true
 			s.step()
-		default:
-			s.current(mask, off)
 		}
 	})
 }

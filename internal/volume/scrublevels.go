@@ -193,7 +193,7 @@ func (p *levelPiece) seal(m int) {
 			p.end(false)
 			return
 		}
-		if slices.Contains(sums.Sums, block.LostSum) {
+		if allLost(sums.Sums) {
 			p.verify() // the source was given them as nobody could read those of m; they may be read again
 			return
 		}
@@ -204,6 +204,11 @@ func (p *levelPiece) seal(m int) {
 			p.verify()
 		}, func() {})
 	}, func() {})
+}
+
+// allLost reports whether all of a chunk's blocks but zeros are lost.
+func allLost(sums []uint64) bool {
+	return slices.Contains(sums, block.LostSum) && !slices.ContainsFunc(sums, func(s uint64) bool { return s != 0 && s != block.LostSum })
 }
 
 // repairedOn counts what was written anew on a member.

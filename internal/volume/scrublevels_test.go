@@ -189,13 +189,7 @@ func TestScrubOfWhatWasUnread(t *testing.T) {
 func TestScrubGivesNoLostSums(t *testing.T) {
 	c := newCluster(t, 36, 2, 1)
 	n1, n2, n3 := c.nodes["n1"], c.nodes["n2"], c.nodes["n3"]
-	n3.attach(repl.PrevDetached)
-	n3.write(0, pattern(1, 8))
-	n2.n.Crash()
-	c.until("n2 is out", func() bool { return !c.allInSync() })
-	period := c.take("s")
-	n3.write(0, pattern(2, 8))
-	c.take("after")
+	period := c.takeWithoutN2(n3)
 	n1.n.Disk().FlipBit(n1.level(period, "meta"), 4096+40)
 	n1.n.Crash()
 	n1.start(false)

@@ -142,6 +142,19 @@ func TestSnapshotIsDeletedWhileCatchingUp(t *testing.T) {
 	}
 }
 
+// takeWithoutN2 takes a snapshot of pattern(1, 8) on n while n2 is down, and changes that to pattern(2, 8), durably.
+func (c *cluster) takeWithoutN2(n *node) (period uint64) {
+	c.t.Helper()
+	n.attach(repl.PrevDetached)
+	n.write(0, pattern(1, 8))
+	c.nodes["n2"].n.Crash()
+	c.until("n2 is out", func() bool { return !c.allInSync() })
+	period = c.take("s")
+	n.write(0, pattern(2, 8))
+	c.take("after")
+	return period
+}
+
 // What the only copy can't read of a snapshot keeps another copy from becoming in sync for a while, all of it for the same while, and not for ever:
 // neither blocks nor checksums. It isn't lost if the disk reads it again.
 func TestUnreadableSnapshotOfTheOnlyCopy(t *testing.T) {
@@ -160,13 +173,7 @@ func TestUnreadableSnapshotOfTheOnlyCopy(t *testing.T) {
 	} {
 		c := newCluster(t, 52, 2, 1)
 		n1, n2 := c.nodes["n1"], c.nodes["n2"]
-		n1.attach(repl.PrevDetached)
-		n1.write(0, pattern(1, 8))
-		n2.n.Crash()
-		c.until("n2 is out", func() bool { return !c.allInSync() })
-		period := c.take("s")
-		n1.write(0, pattern(2, 8))
-		c.take("after") // all of that is on the disk
+		period := c.takeWithoutN2(n1)
 		disk := n1.n.Disk()
 		for _, at := range x.at {
 			if !disk.BreakSector(n1.level(period, x.file), at) {
@@ -205,5 +212,21 @@ func TestUnreadableSnapshotOfTheOnlyCopy(t *testing.T) {
 			t.Errorf("%s: when the disk reads it again: %+v", x.file, f)
 		}
 		c.keeps(period, 0, pattern(1, 8))
+	}
+}
+
+// A member that catches up gets of a snapshot what any of the others has intact, block by block: one has this, another that.
+func TestSnapshotFromTwoDamagedCopies(t *testing.T) {
+	c := newCluster(t, 37, 3, 1)
+	n1, n2, n3 := c.nodes["n1"], c.nodes["n2"], c.nodes["n3"]
+	period := c.takeWithoutN2(n1)
+	n1.n.Disk().FlipBit(n1.level(period, "data"), 3*block.Size+17)
+	n3.n.Disk().FlipBit(n3.level(period, "data"), 6*block.Size+17)
+	n2.start(false)
+	c.until("in sync", c.allInSync)
+	got := make([]byte, 8*block.Size)
+	n2.n.Disk().Peek(n2.level(period, "data"), got, 0)
+	if !bytes.Equal(got, pattern(1, 8)) {
+		t.Error("n2 was given damage although each block is intact somewhere")
 	}
 }

@@ -264,13 +264,12 @@ func (l *levelSync) replace(p uint64) {
 // copyNext moves the next run of blocks that differ. Blocks of zeros need no moving: sealing makes holes of them.
 func (l *levelSync) copyNext(p uint64) {
 	first, n := l.run()
+	if n == 0 && l.left {
+		l.levelLater()
+		return
+	}
 	if n == 0 {
-		seal := &wire.Request{Kind: wire.KindSnapSeal, Period: p, Sums: l.sums}
-		if l.left {
-			l.levelLater()
-			return
-		}
-		l.must(l.m, seal, l.levelDone)
+		l.must(l.m, &wire.Request{Kind: wire.KindSnapSeal, Period: p, Sums: l.sums}, l.levelDone)
 		return
 	}
 	l.next = first + n
@@ -297,30 +296,32 @@ func (l *levelSync) copyNext(p uint64) {
 		switch {
 		case ok:
 			l.c.readAgain(at, int64(n)*block.Size)
-		case unread && n > 1:
-			l.next, l.most = first, 1 // which of them is it?
-			l.copyNext(p)
-			return
+			write(q.Sums)
 		case !unread && !bad:
 			l.finish(errMember)
-			return
-		case unread && !l.c.unreadableTooLong(at) && l.c.manyUnreadable():
+		case n > 1:
+			l.next, l.most = first, 1 // one has this block, another that one
+			l.copyNext(p)
+		case !unread:
+			l.damaged(at)
+			block.SumAll(q.Sums, data)
+			write(q.Sums)
+		case l.c.unreadableTooLong(at):
+			l.damaged(at)
+			block.PutLost(data)
+			write([]uint64{block.LostSum})
+		case l.c.manyUnreadable():
 			l.finish(errUnread)
-			return
-		case unread && !l.c.unreadableTooLong(at):
+		default:
 			l.left = true
 			l.copyNext(p)
-			return
-		default:
-			// No copy of it is intact. It stays so: its sum says what it was.
-			l.c.v.log.Error("no intact copy of blocks of a snapshot", "column", l.c.idx, "off", at.off, "snapshot", l.c.v.snaps.name(p))
-			if unread {
-				block.PutLost(data)
-			}
-			block.SumAll(q.Sums, data)
 		}
-		write(q.Sums)
 	})
+}
+
+// damaged tells that no copy of a block of a snapshot is intact. It stays so on the member: its sum says what it was.
+func (l *levelSync) damaged(at place) {
+	l.c.v.log.Error("no intact copy of a block of a snapshot", "column", l.c.idx, "off", at.off, "snapshot", l.c.v.snaps.name(at.period))
 }
 
 // run returns the next blocks that differ from the base and aren't zeros.

@@ -96,6 +96,7 @@ var mutants = []mutant{
 	{name: "recomputed-over-lost", test: "TestDamageOfTheOnlyCopy", breaks: "a version with a recomputed checksum takes the place of a lost block"},
 	{name: "unread-block-keeps-sum", test: "TestRecomputeOutlivesLongFailure", dir: "../../internal/replica", breaks: "a block that couldn't be read when its chunk's sums were recomputed keeps the old one"},
 	{name: "unread-block-told", test: "TestUnreadBlockIsNoProofOfBeingEqual", dir: "../../internal/volume", rule: "20", breaks: "a block that couldn't be read counts as equal to another copy's by the sum of what was there before"},
+	{name: "left-out-counts-as-synced", rule: "20", breaks: "a member becomes in sync without the blocks that no disk could read"},
 	{name: "lost-block-stops-sync", test: "TestDamageOfTheOnlyCopy", breaks: "a block of which no intact copy is left keeps members from becoming in sync"},
 
 	// Snapshots.

@@ -7,8 +7,6 @@ import (
 	"hash/crc32"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -215,24 +213,23 @@ func aligned(n int) []byte {
 	return b[off : off+n : off+n]
 }
 
-// loopFile is the backing file of a loop device, "" if it has none. Numbers are the machine's: another lab may have taken one a moment
-// after it became free.
-func loopFile(dev string) string {
-	b, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(dev), "loop/backing_file"))
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(b))
-}
-
-// lingers waits until the device isn't that file's any more. It doesn't open it: it may be somebody else's by then.
-func lingers(dev, file string, limit time.Duration) bool {
-	for deadline := time.Now().Add(limit); loopFile(dev) == file; time.Sleep(20 * time.Millisecond) {
+// lingers waits until a loop device is gone. It is, too, when it is another volume's: numbers are the machine's, and another lab may have taken one a
+// moment after it became free. What it was named when it was made tells, also when its file has no path any more.
+func lingers(dev, volume string, limit time.Duration) bool {
+	for deadline := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
+		f, err := os.Open(dev)
+		if err != nil {
+			return false
+		}
+		info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+		f.Close()
+		if errors.Is(err, unix.ENXIO) || err == nil && unix.ByteSliceToString(info.File_name[:]) != "keelson:"+volume {
+			return false
+		}
 		if time.Now().After(deadline) {
 			return true
 		}
 	}
-	return false
 }
 
 func TestStampsAreTold(t *testing.T) {

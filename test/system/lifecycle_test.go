@@ -31,12 +31,11 @@ func TestVolumeLifecycle(t *testing.T) {
 	}
 	w.fill(dev, 0, w.blocks)
 	w.verify(dev)
-	file := loopFile(dev)
-	if file == "" {
-		t.Fatalf("%s has no backing file", dev)
+	if !lingers(dev, "life", 0) {
+		t.Fatalf("%s isn't known as the volume's", dev)
 	}
 	c.keelson("n1", "volume", "detach", "life")
-	if lingers(dev, file, 3*time.Second) {
+	if lingers(dev, "life", 3*time.Second) {
 		t.Errorf("%s is still there after detach", dev)
 	}
 
